@@ -1,0 +1,4 @@
+//! The memory store.
+/// Memory store.
+#[derive(Debug)]
+pub struct MemoryStore;

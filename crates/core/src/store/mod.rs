@@ -1,0 +1,293 @@
+//! Where events are kept: the contract of every store, its two implementations and the suite that both pass.
+//!
+//! A store is a log with cursors beside it. Ingest appends; subscribers read after their cursor and wait on the
+//! head; acknowledgements move cursors and leave outcomes. Fan-out is reading: the store knows no subscriber.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::filter::Filter;
+use crate::subscription::Progress;
+use crate::target::Outcome;
+
+mod memory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod tail;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+
+pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
+
+/// A log of events with cursors and outcomes.
+///
+/// # Contract
+///
+/// - **Durable.** [`append`](Self::append) and [`acknowledge`](Self::acknowledge) return when what they did
+///   survives the death of the process (a memory store: of everything but the process). What was not returned for
+///   may or may not be there after a crash, but never in part.
+/// - **Ordered.** Sequences start at 1 and grow in the order in which appends are accepted; an append that starts
+///   after another returned gets a greater sequence. Sequences are never reused, not even after retention or a
+///   restart. There may be gaps, and another process may append.
+/// - **Visible when durable.** An event can be read, and the head shows it, only after it is durable. Whoever reads
+///   after a sequence and waits for the head to pass it misses nothing.
+/// - **One identity, one event.** An append whose identity (source, hook id, delivery id) is in the store is a
+///   repeat while no outcome has been reported for the newest event of that identity; after that it is a redelivery,
+///   stored anew and marked, or refused if [`Redelivery::Drop`] is set. A repeat that comes before the first is
+///   durable is answered when the first is. Identities that retention removed are forgotten.
+/// - **Progress.** A client's cursor moves only by `acknowledge` and `seek`. Acknowledgements beyond the cursor are
+///   kept until it has passed them.
+/// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
+///   outcomes with them. It never stops an append for long. The newest event stays unless it is too old.
+/// - **Cancel safe.** A dropped future leaves the store whole; what it asked for may still be done.
+#[async_trait]
+pub trait EventStore: Send + Sync + fmt::Debug + 'static {
+    /// Appends a webhook, or finds that it is there. Returns when it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Overloaded`] if too much is waiting, [`StoreError::Full`] or [`StoreError::Failed`] if it
+    /// cannot be made durable, [`StoreError::Closed`]. On any error the webhook is not accepted.
+    async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError>;
+
+    /// Reads events after a sequence, in order, up to the limits and the head. An empty page whose `read_to` is not
+    /// beyond `after` means that there is nothing yet: wait for the head.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`], [`StoreError::Closed`].
+    async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError>;
+
+    /// The sequence of the newest durable event ever accepted, to wait on. It stays when retention removes the event.
+    fn head(&self) -> watch::Receiver<Sequence>;
+
+    /// The greatest sequence whose reading-after starts with the first event received at `time` or later; the head
+    /// if there is none.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn before(&self, time: Timestamp) -> Result<Sequence, StoreError>;
+
+    /// How far the client has acknowledged; `None` if it has no cursor yet.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn progress(&self, client: &ClientId) -> Result<Option<Progress>, StoreError>;
+
+    /// Sets the client's cursor, forwards or backwards, and forgets what it acknowledged beyond it.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    async fn seek(&self, client: &ClientId, cursor: Sequence) -> Result<(), StoreError>;
+
+    /// Stores outcomes and moves the client's cursor to `cursor` if that is forwards. All or nothing. An event that
+    /// retention has removed is no error: its outcomes are dropped. A second report for the same event, client and
+    /// target replaces the first.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    async fn acknowledge(
+        &self,
+        client: &ClientId,
+        acknowledgements: Vec<Acknowledgement>,
+        cursor: Sequence,
+    ) -> Result<(), StoreError>;
+
+    /// All outcomes of one event, by client and target.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError>;
+
+    /// What the store holds now.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn statistics(&self) -> Result<Statistics, StoreError>;
+
+    /// Finishes what was taken and closes. Later calls get [`StoreError::Closed`].
+    async fn close(&self);
+}
+
+/// What an append did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// Stored as a new event.
+    Stored {
+        /// Its sequence.
+        sequence: Sequence,
+        /// Whether it is one seen before whose outcome is known.
+        redelivery: bool,
+    },
+    /// The event is there already, not yet delivered, or redeliveries are dropped.
+    Repeat {
+        /// The sequence of the event that is there.
+        sequence: Sequence,
+    },
+}
+
+impl Appended {
+    /// The event's sequence, new or old.
+    pub fn sequence(self) -> Sequence {
+        match self {
+            Self::Stored { sequence, .. } | Self::Repeat { sequence } => sequence,
+        }
+    }
+}
+
+/// One event's outcomes at all targets of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// The event.
+    pub sequence: Sequence,
+    /// One per target, at least one.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// How much one read may return. The first event is returned whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadLimit {
+    /// Events, at least 1.
+    pub events: usize,
+    /// Bytes of headers and bodies.
+    pub bytes: u64,
+}
+
+/// What one read found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The selected events, in order.
+    pub events: Vec<Arc<Event>>,
+    /// How far the log was read, selected or not: read on after this.
+    pub read_to: Sequence,
+}
+
+/// What a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Events.
+    pub events: u64,
+    /// Bytes of their headers and bodies.
+    pub bytes: u64,
+    /// The oldest event, or zero.
+    pub first: Sequence,
+    /// The newest event ever accepted, or zero.
+    pub head: Sequence,
+}
+
+/// What a store keeps, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// What is kept for how long.
+    pub retention: Retention,
+    /// What a redelivery is.
+    pub redelivery: Redelivery,
+}
+
+/// The bounds of what is kept, whichever strikes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Not longer than this.
+    pub age: Duration,
+    /// Not more events than this, at least 1.
+    pub count: u64,
+    /// Not more bytes of headers and bodies than this; one event may exceed it alone.
+    pub bytes: u64,
+}
+
+impl Default for Retention {
+    /// Seven days, a million events, 1 GiB.
+    fn default() -> Self {
+        Self { age: Duration::from_secs(7 * 24 * 3600), count: 1_000_000, bytes: 1 << 30 }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { retention: Retention::default(), redelivery: Redelivery::Deliver }
+    }
+}
+
+/// What is done with an event whose identity is known and whose outcome was reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redelivery {
+    /// It is stored anew and delivered: somebody pressed Redeliver.
+    Deliver,
+    /// It is a repeat like any other.
+    Drop,
+}
+
+/// Why a store could not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// More is waiting to be written than may wait. Passing; nobody's fault.
+    #[error("too many events are waiting for the disk")]
+    Overloaded,
+    /// No room left on the disk. The operator must make some; then it goes on by itself.
+    #[error("no room on the disk for {path}")]
+    Full {
+        /// The file that cannot grow.
+        path: String,
+    },
+    /// The disk or the database refused. Permanent until the operator acts.
+    #[error("the store failed: {0}")]
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
+    /// The store was closed: the server is going down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the store {path} is in use by another process{}; stop that one or choose another folder with --store", holder.map(|pid| format!(" (process id {pid})")).unwrap_or_default())]
+    Locked {
+        /// The store's folder.
+        path: String,
+        /// Who holds the lock, if it left its process id.
+        holder: Option<u32>,
+    },
+    /// Written by a newer version of this program.
+    #[error(
+        "the store {path} has schema version {found}, this program knows up to {known}; use the newer program again or choose another folder with --store"
+    )]
+    TooNew {
+        /// The database file.
+        path: String,
+        /// Its schema version.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
+    /// The file is no database, or a damaged one.
+    #[error(
+        "the store {path} is damaged: {reason}; restore it from a backup, or move the folder away to start with an empty one"
+    )]
+    Damaged {
+        /// The database file.
+        path: String,
+        /// What SQLite says.
+        reason: String,
+    },
+    /// The folder or a file in it cannot be used.
+    #[error("the store {path} cannot be opened: {reason}")]
+    Unusable {
+        /// The folder or file.
+        path: String,
+        /// What the system says.
+        reason: String,
+    },
+}
+
+/// The sequences of these acknowledgements that lie beyond `cursor`.
+fn beyond(acknowledgements: &[Acknowledgement], cursor: Sequence) -> BTreeSet<Sequence> {
+    acknowledgements.iter().map(|ack| ack.sequence).filter(|sequence| *sequence > cursor).collect()
+}

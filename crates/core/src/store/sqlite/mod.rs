@@ -1,0 +1,4 @@
+//! The SQLite store.
+/// SQLite store.
+#[derive(Debug)]
+pub struct SqliteStore;

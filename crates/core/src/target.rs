@@ -1,0 +1,107 @@
+//! Where a client delivers to, and what becomes of an event there.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::event::{Event, Timestamp};
+
+/// A place that takes events: an HTTP endpoint, standard output, later a command or another server.
+///
+/// An implementation makes **one** try and says how it went. It never retries and never sleeps: there is one retry
+/// loop in the workspace, the client's lane. It is cancel safe: dropping the future ends the try.
+#[async_trait]
+pub trait Target: Send + Sync + fmt::Debug {
+    /// The target's name in outcomes, logs and metrics: short, stable, without secrets.
+    fn name(&self) -> &str;
+
+    /// Tries to deliver once. The future ends within the target's own time-out.
+    async fn attempt(&self, event: &Event) -> Attempt;
+}
+
+/// How one try went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What is to happen next.
+    pub verdict: Verdict,
+    /// The target's answer in a number: the HTTP status, if there was an answer.
+    pub code: Option<u16>,
+    /// One line for people: the reason phrase, the error. No secrets.
+    pub detail: String,
+}
+
+/// What a try means for the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The target has it.
+    Delivered,
+    /// Not now: try again, not before the given time if the target asked for one (`Retry-After`).
+    Retry(Option<Duration>),
+    /// Never: trying again would give the same answer.
+    Final,
+}
+
+/// What became of one event at one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The target's name.
+    pub target: String,
+    /// How it ended.
+    pub result: OutcomeResult,
+    /// The target's last answer in a number.
+    pub code: Option<u16>,
+    /// How many tries there were.
+    pub attempts: u32,
+    /// From the first try to the end of the last.
+    pub duration: Duration,
+    /// When it ended.
+    pub at: Timestamp,
+    /// The last try's line for people.
+    pub detail: String,
+}
+
+/// How it ended at the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OutcomeResult {
+    /// The target has it.
+    Delivered,
+    /// It was given up: a dead letter.
+    Failed,
+    /// No route wanted it.
+    Filtered,
+}
+
+impl OutcomeResult {
+    /// The word for logs, stores and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Filtered => "filtered",
+        }
+    }
+}
+
+impl fmt::Display for OutcomeResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for OutcomeResult {
+    type Err = OutcomeResultError;
+
+    fn from_str(text: &str) -> Result<Self, OutcomeResultError> {
+        [Self::Delivered, Self::Failed, Self::Filtered]
+            .into_iter()
+            .find(|result| result.as_str() == text)
+            .ok_or(OutcomeResultError)
+    }
+}
+
+/// The text names no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an outcome is delivered, failed or filtered")]
+pub struct OutcomeResultError;
