@@ -1,0 +1,20 @@
+//! Compiles the contract in `proto/` with protox: no `protoc` to install.
+
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+const FILES: [&str; 2] = ["gitstafette/v1/gitstafette.proto", "info/gitstafette_info.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let descriptors = protox::compile(FILES, [&root])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".gitstafette.v1")
+        .build_transport(false)
+        .compile_fds(descriptors)?;
+    println!("cargo::rerun-if-changed={}", root.display());
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! Between the wire's messages and the core's types. Wire to core can fail: the peer may send anything.
+
+use std::time::Duration;
+
+use gitstafette_core::event::{ClientId, Event, EventType, Facts, Sequence, Timestamp, Webhook};
+use gitstafette_core::filter::Filter;
+use gitstafette_core::headers::Headers;
+use gitstafette_core::repository::RepositoryId;
+use gitstafette_core::store::Acknowledgement;
+use gitstafette_core::target::{Outcome, OutcomeResult};
+
+use crate::v1;
+
+/// The longest detail of an outcome, in bytes.
+pub const MAX_DETAIL_BYTES: usize = 2048;
+/// The most patterns that one subscription may name.
+pub const MAX_PATTERNS: usize = 1000;
+/// The longest name of a target, in bytes.
+const MAX_TARGET_BYTES: usize = 256;
+/// The most targets that one client may report for an event.
+const MAX_OUTCOMES: usize = 256;
+
+/// A message that cannot be what it claims. The peer's fault; sending it again does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct WireError {
+    field: &'static str,
+    reason: String,
+}
+
+impl WireError {
+    fn new(field: &'static str, reason: impl Into<String>) -> Self {
+        Self { field, reason: reason.into() }
+    }
+}
+
+/// Where a subscription starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// At the client's cursor; at the oldest stored event if it has none.
+    #[default]
+    Cursor,
+    /// After this sequence.
+    After(Sequence),
+    /// At the first event received then or later.
+    Since(Timestamp),
+    /// After the newest stored event.
+    Latest,
+}
+
+/// A subscription as a client asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Who subscribes.
+    pub client_id: ClientId,
+    /// To what.
+    pub filter: Filter,
+    /// From where.
+    pub start: Start,
+    /// Events that may be unacknowledged; `None` leaves it to the server.
+    pub max_events: Option<u32>,
+    /// Bytes that may be unacknowledged; `None` leaves it to the server.
+    pub max_bytes: Option<u64>,
+}
+
+impl From<Subscription> for v1::Subscription {
+    fn from(subscription: Subscription) -> Self {
+        use v1::subscription::Start as Wire;
+        Self {
+            client_id: subscription.client_id.to_string(),
+            repositories: subscription.filter.repositories.iter().map(ToString::to_string).collect(),
+            events: subscription.filter.events.iter().map(ToString::to_string).collect(),
+            start: match subscription.start {
+                Start::Cursor => None,
+                Start::After(sequence) => Some(Wire::AfterSequence(sequence.get())),
+                Start::Since(time) => Some(Wire::ReceivedSince(timestamp(time))),
+                Start::Latest => Some(Wire::Latest(v1::Latest {})),
+            },
+            max_unacknowledged_events: subscription.max_events.unwrap_or(0),
+            max_unacknowledged_bytes: subscription.max_bytes.unwrap_or(0),
+        }
+    }
+}
+
+impl TryFrom<v1::Subscription> for Subscription {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Subscription) -> Result<Self, WireError> {
+        use v1::subscription::Start as Wire;
+        if wire.repositories.len() + wire.events.len() > MAX_PATTERNS {
+            return Err(WireError::new("repositories", format!("more than {MAX_PATTERNS} patterns")));
+        }
+        let filter = Filter {
+            repositories: parse_all("repositories", &wire.repositories)?,
+            events: parse_all("events", &wire.events)?,
+        };
+        Ok(Self {
+            client_id: parse("client_id", &wire.client_id)?,
+            filter,
+            start: match wire.start {
+                None => Start::Cursor,
+                Some(Wire::AfterSequence(sequence)) => Start::After(Sequence::new(sequence)),
+                Some(Wire::ReceivedSince(time)) => Start::Since(from_timestamp("received_since", time)?),
+                Some(Wire::Latest(_)) => Start::Latest,
+            },
+            max_events: Some(wire.max_unacknowledged_events).filter(|events| *events > 0),
+            max_bytes: Some(wire.max_unacknowledged_bytes).filter(|bytes| *bytes > 0),
+        })
+    }
+}
+
+impl From<&Event> for v1::Event {
+    fn from(event: &Event) -> Self {
+        let Webhook { facts, headers, body } = &event.webhook;
+        Self {
+            sequence: event.sequence.get(),
+            source: facts.source.to_string(),
+            hook_id: facts.hook_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+            delivery_id: facts.delivery_id.to_string(),
+            event: facts.event_type.name.to_string(),
+            action: facts.event_type.action.as_deref().map(str::to_owned),
+            repository_id: facts.repository_id.map(|id| id.0),
+            repository_name: facts.repository_name.as_ref().map(ToString::to_string),
+            owner: facts.owner.as_deref().map(str::to_owned),
+            installation_id: facts.installation_id,
+            received_at: Some(timestamp(facts.received_at)),
+            redelivery: event.redelivery,
+            headers: headers
+                .iter()
+                .map(|(name, value)| v1::HeaderField { name: name.to_owned(), value: value.to_vec().into() })
+                .collect(),
+            body: body.clone(),
+        }
+    }
+}
+
+impl TryFrom<v1::Event> for Event {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Event) -> Result<Self, WireError> {
+        let headers: Headers = wire.headers.into_iter().map(|field| (field.name, field.value)).collect();
+        let facts = Facts {
+            source: parse("source", &wire.source)?,
+            hook_id: parse_optional("hook_id", Some(wire.hook_id).filter(|id| !id.is_empty()).as_deref())?,
+            delivery_id: parse("delivery_id", &wire.delivery_id)?,
+            event_type: EventType { name: wire.event.into(), action: wire.action.map(Into::into) },
+            repository_id: wire.repository_id.map(RepositoryId),
+            repository_name: parse_optional("repository_name", wire.repository_name.as_deref())?,
+            owner: wire.owner.map(Into::into),
+            installation_id: wire.installation_id,
+            received_at: from_timestamp("received_at", wire.received_at.unwrap_or_default())?,
+        };
+        if wire.sequence == 0 {
+            return Err(WireError::new("sequence", "sequences start at 1"));
+        }
+        Ok(Self {
+            sequence: Sequence::new(wire.sequence),
+            redelivery: wire.redelivery,
+            webhook: Webhook { facts, headers, body: wire.body },
+        })
+    }
+}
+
+impl From<&Acknowledgement> for v1::Acknowledgement {
+    fn from(acknowledgement: &Acknowledgement) -> Self {
+        Self {
+            sequence: acknowledgement.sequence.get(),
+            outcomes: acknowledgement.outcomes.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Acknowledgement> for Acknowledgement {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Acknowledgement) -> Result<Self, WireError> {
+        if wire.outcomes.is_empty() || wire.outcomes.len() > MAX_OUTCOMES {
+            return Err(WireError::new(
+                "outcomes",
+                format!("an acknowledgement has 1 to {MAX_OUTCOMES} outcomes"),
+            ));
+        }
+        Ok(Self {
+            sequence: Sequence::new(wire.sequence),
+            outcomes: wire.outcomes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&Outcome> for v1::Outcome {
+    fn from(outcome: &Outcome) -> Self {
+        Self {
+            target: outcome.target.clone(),
+            result: match outcome.result {
+                OutcomeResult::Delivered => v1::OutcomeResult::Delivered,
+                OutcomeResult::Failed => v1::OutcomeResult::Failed,
+                OutcomeResult::Filtered => v1::OutcomeResult::Filtered,
+            }
+            .into(),
+            code: outcome.code.map_or(0, u32::from),
+            attempts: outcome.attempts,
+            duration: Some(duration(outcome.duration)),
+            at: Some(timestamp(outcome.at)),
+            detail: cut(outcome.detail.clone()),
+        }
+    }
+}
+
+impl TryFrom<v1::Outcome> for Outcome {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Outcome) -> Result<Self, WireError> {
+        let result = match v1::OutcomeResult::try_from(wire.result) {
+            Ok(v1::OutcomeResult::Delivered) => OutcomeResult::Delivered,
+            Ok(v1::OutcomeResult::Failed) => OutcomeResult::Failed,
+            Ok(v1::OutcomeResult::Filtered) => OutcomeResult::Filtered,
+            Ok(v1::OutcomeResult::Unspecified) | Err(_) => {
+                return Err(WireError::new("result", "an outcome is delivered, failed or filtered"));
+            }
+        };
+        if wire.target.is_empty() || wire.target.len() > MAX_TARGET_BYTES {
+            return Err(WireError::new(
+                "target",
+                format!("a target's name has 1 to {MAX_TARGET_BYTES} bytes"),
+            ));
+        }
+        Ok(Self {
+            target: wire.target,
+            result,
+            code: u16::try_from(wire.code).ok().filter(|code| *code > 0),
+            attempts: wire.attempts,
+            duration: from_duration("duration", wire.duration.unwrap_or_default())?,
+            at: from_timestamp("at", wire.at.unwrap_or_default())?,
+            detail: cut(wire.detail),
+        })
+    }
+}
+
+/// A span of time on the wire.
+pub fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// A span of time from the wire.
+///
+/// # Errors
+/// It is negative.
+pub fn from_duration(field: &'static str, wire: prost_types::Duration) -> Result<Duration, WireError> {
+    Duration::try_from(wire).map_err(|_| WireError::new(field, "a negative duration"))
+}
+
+fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let millis = time.as_millis();
+    prost_types::Timestamp {
+        seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(millis % 1000 * 1_000_000).unwrap_or_default(),
+    }
+}
+
+fn from_timestamp(field: &'static str, wire: prost_types::Timestamp) -> Result<Timestamp, WireError> {
+    let out_of_range = || WireError::new(field, "a time before 1970 or out of range");
+    let seconds = u64::try_from(wire.seconds).map_err(|_| out_of_range())?;
+    let nanos =
+        u64::try_from(wire.nanos).ok().filter(|nanos| *nanos < 1_000_000_000).ok_or_else(out_of_range)?;
+    let millis = seconds.checked_mul(1000).and_then(|millis| millis.checked_add(nanos / 1_000_000));
+    millis.map(Timestamp::from_millis).ok_or_else(out_of_range)
+}
+
+fn parse<T: std::str::FromStr<Err: ToString>>(field: &'static str, text: &str) -> Result<T, WireError> {
+    text.parse().map_err(|error: T::Err| WireError::new(field, error.to_string()))
+}
+
+fn parse_optional<T: std::str::FromStr<Err: ToString>>(
+    field: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, WireError> {
+    text.map(|text| parse(field, text)).transpose()
+}
+
+fn parse_all<T: std::str::FromStr<Err: ToString>>(
+    field: &'static str,
+    texts: &[String],
+) -> Result<Vec<T>, WireError> {
+    texts.iter().map(|text| parse(field, text)).collect()
+}
+
+fn cut(mut detail: String) -> String {
+    detail.truncate(detail.floor_char_boundary(MAX_DETAIL_BYTES));
+    detail
+}
+
+#[cfg(test)]
+mod tests;
