@@ -1,2 +1,86 @@
-//! x
-fn main(){}
+//! The client's binary: parse, configure, log, connect, run, drain.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to the person who started it"
+)]
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use gitstafette_client::cli::{Cli, Startup};
+use gitstafette_client::config::{Config, DEFAULTS, ENVIRONMENT_ALIASES, HealthPort};
+use gitstafette_client::settings::{self, Settings};
+use gitstafette_client::{Client, health, logging, shutdown};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let (file, check) = match Startup::of(cli.command, cli.config) {
+        Startup::PrintDefaults => {
+            print!("{DEFAULTS}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Startup::Check(file) => (file, true),
+        Startup::Run(file) => (file, false),
+    };
+    let settings =
+        Settings::load(DEFAULTS, file.as_deref(), settings::environment(), ENVIRONMENT_ALIASES, &cli.flags);
+    let config = match Config::read(settings) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return Ok(ExitCode::from(settings::MISCONFIGURED));
+        }
+    };
+    if check {
+        println!("the configuration is fine");
+        return Ok(ExitCode::SUCCESS);
+    }
+    logging::start(config.log_format, &config.log_level);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal()?;
+    let health = match config.health_port {
+        None => None,
+        Some(port) => listen(port).await?,
+    };
+    let Config { client: options, remarks, .. } = config;
+    info!(
+        server = options.server.url(),
+        client.id = %options.client_id,
+        target.name = options.routes.first().map(|route| route.target.name()),
+        health = health.as_ref().and_then(|listener| listener.local_addr().ok()).map(tracing::field::display),
+        "gitstafette-client {}", env!("CARGO_PKG_VERSION")
+    );
+    for remark in remarks {
+        warn!("{remark}");
+    }
+    let client = Client::new(options);
+    let health = health.map(|listener| tokio::spawn(health::serve(listener, client.state(), stop.clone())));
+    client.run(stop).await;
+    if let Some(health) = health {
+        health.await.context("the health check's task")?.context("serving the health check")?;
+    }
+    info!("stopped");
+    Ok(())
+}
+
+async fn listen(port: HealthPort) -> anyhow::Result<Option<TcpListener>> {
+    let (HealthPort::IfFree(number) | HealthPort::Wanted(number)) = port;
+    match (TcpListener::bind(("0.0.0.0", number)).await, port) {
+        (Ok(listener), _) => Ok(Some(listener)),
+        (Err(error), HealthPort::Wanted(_)) => Err(error).context(format!("--health-check-port {number}")),
+        (Err(error), HealthPort::IfFree(_)) => {
+            warn!(
+                "GET /health is not served: port {number}: {error}; choose one with --health-check-port, or 0"
+            );
+            Ok(None)
+        }
+    }
+}

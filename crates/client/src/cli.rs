@@ -1,0 +1,160 @@
+//! The command line. Every flag is a setting of the same name; what it means is decided in [`crate::config`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+/// Receives webhooks from a Gitstafette server and delivers them to a local target.
+#[derive(Debug, Parser)]
+#[command(name = "gitstafette-client", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do other than running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// A configuration file (TOML); `config default` prints one with every setting
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The settings that were typed.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What to do other than running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look at the configuration
+    Config {
+        /// What to look at.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the default configuration, with every setting explained
+    Default,
+    /// Check the configuration that the environment and this file give
+    Check {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// What a command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Startup {
+    /// Print the default configuration.
+    PrintDefaults,
+    /// Check the configuration with this file.
+    Check(Option<PathBuf>),
+    /// Run with this file.
+    Run(Option<PathBuf>),
+}
+
+impl Startup {
+    /// What the command and `--config` ask for.
+    pub fn of(command: Option<Command>, config: Option<PathBuf>) -> Self {
+        match command {
+            None => Self::Run(config),
+            Some(Command::Config { command: ConfigCommand::Default }) => Self::PrintDefaults,
+            Some(Command::Config { command: ConfigCommand::Check { config } }) => Self::Check(config),
+        }
+    }
+}
+
+/// The settings, as typed.
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Flags {
+    /// The server: host, host:port or https://host:port [default: 127.0.0.1]
+    #[arg(long, value_name = "HOST", help_heading = "Server")]
+    pub server: Option<String>,
+    /// The port of its gRPC listener [default: 50051]
+    #[arg(long, value_name = "PORT", help_heading = "Server")]
+    pub port: Option<String>,
+    /// Use TLS [default: to all but loopback addresses]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    pub secure: Option<String>,
+    /// Use plain text
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    pub insecure: Option<String>,
+    /// The bearer token; better in GITSTAFETTE_TOKEN, OAUTH_TOKEN or a file
+    #[arg(long, value_name = "TOKEN", help_heading = "Server")]
+    pub token: Option<String>,
+    /// A file that holds the token
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub token_file: Option<String>,
+    /// The CA to trust (PEM) [default: the system's roots]
+    #[arg(long, alias = "caFileLocation", value_name = "FILE", help_heading = "Server")]
+    pub ca_file_location: Option<String>,
+    /// The client's certificate chain (PEM)
+    #[arg(long, alias = "certFileLocation", value_name = "FILE", help_heading = "Server")]
+    pub cert_file_location: Option<String>,
+    /// Its key (PEM)
+    #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "Server")]
+    pub cert_key_file_location: Option<String>,
+
+    /// Names this client; its cursor is kept under this id [default: gitstafette-client-<machine>]
+    #[arg(long, alias = "clientId", value_name = "ID", help_heading = "Subscription")]
+    pub client_id: Option<String>,
+    /// Repositories: id, owner/name, owner/* or *; repeatable [default: all]
+    #[arg(long, value_name = "REPOSITORY", help_heading = "Subscription")]
+    pub repo: Vec<String>,
+    /// Kinds of events: push, pull_request.opened; repeatable [default: all]
+    #[arg(long, value_name = "EVENT", help_heading = "Subscription")]
+    pub event: Vec<String>,
+    /// Where to start: cursor, earliest, latest or a sequence [default: cursor]
+    #[arg(long, value_name = "WHERE", help_heading = "Subscription")]
+    pub start: Option<String>,
+    /// Events on their way at once [default: 256]
+    #[arg(long, value_name = "COUNT", help_heading = "Subscription")]
+    pub max_unacknowledged_events: Option<String>,
+    /// Bytes on their way at once [default: 32MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Subscription")]
+    pub max_unacknowledged_bytes: Option<String>,
+
+    /// The URL to post webhooks to [default: print them]
+    #[arg(long, value_name = "URL", help_heading = "Target")]
+    pub target: Option<String>,
+    /// Deliver to the URL that the other relay flags make up
+    #[arg(long, alias = "relayEnabled", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Target")]
+    pub relay_enabled: Option<String>,
+    /// http or https [default: http]
+    #[arg(long, alias = "relayProtocol", value_name = "PROTOCOL", help_heading = "Target")]
+    pub relay_protocol: Option<String>,
+    /// The target's host [default: 127.0.0.1]
+    #[arg(long, alias = "relayHost", value_name = "HOST", help_heading = "Target")]
+    pub relay_host: Option<String>,
+    /// The target's port [default: 80]
+    #[arg(long, alias = "relayPort", value_name = "PORT", help_heading = "Target")]
+    pub relay_port: Option<String>,
+    /// The target's path [default: /]
+    #[arg(long, alias = "relayPath", value_name = "PATH", help_heading = "Target")]
+    pub relay_path: Option<String>,
+    /// How long one try may take [default: 30s]
+    #[arg(long, value_name = "DURATION", help_heading = "Target")]
+    pub target_timeout: Option<String>,
+    /// The first wait between tries [default: 500ms]
+    #[arg(long, value_name = "DURATION", help_heading = "Target")]
+    pub retry_first: Option<String>,
+    /// The longest wait between tries [default: 60s]
+    #[arg(long, value_name = "DURATION", help_heading = "Target")]
+    pub retry_most: Option<String>,
+    /// When an event is given up [default: 24h]
+    #[arg(long, value_name = "DURATION", help_heading = "Target")]
+    pub give_up_after: Option<String>,
+
+    /// Where GET /health is served; 0: nowhere [default: 8080]
+    #[arg(long, alias = "healthCheckPort", value_name = "PORT", help_heading = "Process")]
+    pub health_check_port: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT", help_heading = "Process")]
+    pub log_format: Option<String>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
+    pub log_level: Option<String>,
+}

@@ -1,0 +1,285 @@
+//! What the client's settings mean: from what was typed to what the program needs, all mistakes at once.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use gitstafette_core::backoff::Backoff;
+use gitstafette_core::event::{ClientId, Sequence};
+use gitstafette_core::filter::Filter;
+use gitstafette_core::secret::Secret;
+use gitstafette_core::target::Target;
+use gitstafette_proto::convert::Start;
+
+use crate::client::ClientOptions;
+use crate::connect::ServerAddress;
+use crate::lane::RetryPolicy;
+use crate::logging::{LogFormat, LogLevel};
+use crate::route::Route;
+use crate::settings::{ConfigError, Settings};
+use crate::target::{HttpTarget, PrintTarget};
+use crate::tls::{IdentityFiles, PemFiles};
+
+/// The default file: every key with its comment.
+pub const DEFAULTS: &str = include_str!("config.default.toml");
+
+/// Variables by other names: those of the Go implementation.
+pub const ENVIRONMENT_ALIASES: &[(&str, &[&str])] = &[("OAUTH_TOKEN", &["token"])];
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The client.
+    pub client: ClientOptions,
+    /// Where `GET /health` is served.
+    pub health_port: Option<HealthPort>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// What the operator should know about this configuration.
+    pub remarks: Vec<String>,
+}
+
+/// The port for `GET /health`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthPort {
+    /// The default: if it is taken, the client runs without.
+    IfFree(u16),
+    /// Asked for: if it is taken, the client does not start.
+    Wanted(u16),
+}
+
+impl Config {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn read(mut settings: Settings) -> Result<Self, ConfigError> {
+        let tls_files = pem_files(&mut settings);
+        let server = server(&mut settings, &tls_files);
+        let client_id = settings.optional("client-id").unwrap_or_else(default_client_id);
+        let filter = Filter { repositories: settings.list("repo"), events: settings.list("event") };
+        let start = settings.value("start", StartSetting(Start::Cursor)).0;
+        let max_events = settings.value("max-unacknowledged-events", 1_u32);
+        let max_bytes = settings.bytes("max-unacknowledged-bytes");
+        if max_events == 0 || max_bytes == 0 {
+            settings.problem("max-unacknowledged-events", "and max-unacknowledged-bytes must be at least 1");
+        }
+        let (target, to) = target(&mut settings, &tls_files);
+        let retry = RetryPolicy {
+            backoff: Backoff {
+                first: settings.duration("retry-first"),
+                most: settings.duration("retry-most"),
+            },
+            give_up_after: settings.duration("give-up-after"),
+        };
+        let health_port = match settings.value("health-check-port", 0) {
+            0 => None,
+            port if settings.is_set("health-check-port") => Some(HealthPort::Wanted(port)),
+            port => Some(HealthPort::IfFree(port)),
+        };
+        let log_format = settings.value("log-format", LogFormat::Text);
+        let log_level = settings.value("log-level", LogLevel::default());
+        let remarks = remarks(&server, &filter, &to);
+        let client = ClientOptions {
+            server,
+            client_id,
+            filter,
+            start,
+            max_events: Some(max_events),
+            max_bytes: Some(max_bytes),
+            routes: vec![Route::new(target)],
+            retry,
+        };
+        settings.finish(Self { client, health_port, log_format, log_level, remarks })
+    }
+}
+
+/// Reads the three flags for PEM files, which both programs have.
+pub fn pem_files(settings: &mut Settings) -> PemFiles {
+    let ca = settings.optional("ca-file-location");
+    let certificate = settings.optional("cert-file-location");
+    let key = settings.optional("cert-key-file-location");
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(IdentityFiles { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) => {
+            settings.problem("cert-key-file-location", "is missing: a certificate needs its key");
+            None
+        }
+        (None, Some(_)) => {
+            settings.problem("cert-file-location", "is missing: a key needs its certificate");
+            None
+        }
+    };
+    PemFiles { ca, identity }
+}
+
+fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
+    let typed: String = settings.value("server", String::new());
+    let (scheme, address) = match typed.split_once("://") {
+        Some((scheme, address)) => (Some(scheme), address.trim_end_matches('/')),
+        None => (None, typed.as_str()),
+    };
+    let (host, port) = split_port(address);
+    let port = match port {
+        Some(port) => port,
+        None => settings.value("port", 1), // a wrong one is reported as itself
+    };
+    if host.is_empty() || host.contains(['/', '@', '?']) || port == 0 {
+        settings.problem("server", "wants a host, host:port or https://host:port");
+    }
+    let secure = settings.flag("secure");
+    let insecure = settings.flag("insecure");
+    let tls = match (scheme, secure, insecure) {
+        (_, true, true) => {
+            settings.problem("secure", "contradicts insecure: give one of them");
+            true
+        }
+        (Some("https"), _, false) | (None, true, _) => true,
+        (Some("http"), false, _) | (None, _, true) => false,
+        (None, false, false) => files.ca.is_some() || !is_loopback(host),
+        (Some("https" | "http"), ..) => {
+            settings.problem("server", "has a scheme that secure or insecure contradicts");
+            true
+        }
+        (Some(_), ..) => {
+            settings.problem("server", "has a scheme that is neither http nor https");
+            true
+        }
+    };
+    let tls = if tls { client_tls(settings, files) } else { None };
+    ServerAddress { host: host.to_owned(), port, tls, token: token(settings) }
+}
+
+fn token(settings: &mut Settings) -> Option<Secret> {
+    let mut tokens = settings.secrets("token");
+    if tokens.len() > 1 {
+        settings.problem("token", "is given more than once: as a value and as a file");
+    }
+    tokens.pop()
+}
+
+fn client_tls(settings: &mut Settings, files: &PemFiles) -> Option<Arc<rustls::ClientConfig>> {
+    match files.client_config() {
+        Ok(config) => Some(Arc::new(config)),
+        Err(error) => {
+            settings.problem("ca-file-location", &error.to_string());
+            None
+        }
+    }
+}
+
+/// The target, and its URL if there is one.
+fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option<String>) {
+    let timeout = settings.duration("target-timeout");
+    let relay = relay_url(settings);
+    let url = match (settings.optional::<String>("target"), relay) {
+        (Some(_), Some(_)) => {
+            settings.problem("target", "and relay-enabled are two targets: give one of them");
+            None
+        }
+        (target, relay) => target.or(relay),
+    };
+    let Some(url) = url else { return (Arc::new(PrintTarget::new()), None) };
+    let tls = if url.starts_with("https:") { client_tls(settings, files) } else { None };
+    let tls = tls.map_or_else(no_tls, |config| rustls::ClientConfig::clone(&config));
+    match HttpTarget::try_new(&url, timeout, tls) {
+        Ok(target) => (Arc::new(target), Some(url)),
+        Err(error) => {
+            settings.problem("target", &error.to_string());
+            (Arc::new(PrintTarget::new()), None)
+        }
+    }
+}
+
+fn relay_url(settings: &mut Settings) -> Option<String> {
+    let protocol: String = settings.value("relay-protocol", String::new());
+    let host: String = settings.value("relay-host", String::new());
+    let port: u16 = settings.value("relay-port", 0);
+    let path: String = settings.optional("relay-path").unwrap_or_default();
+    if !settings.flag("relay-enabled") {
+        for key in ["relay-host", "relay-port", "relay-path", "relay-protocol"] {
+            if settings.is_set(key) {
+                settings.problem(key, "is given without --relay-enabled: nothing would be relayed");
+            }
+        }
+        return None;
+    }
+    if !matches!(protocol.as_str(), "http" | "https") {
+        settings.problem("relay-protocol", "is neither http nor https");
+    }
+    Some(format!("{protocol}://{host}:{port}/{}", path.trim_start_matches('/')))
+}
+
+/// For a target without TLS: trusts nobody, and is never asked.
+fn no_tls() -> rustls::ClientConfig {
+    rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks the default protocol versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
+}
+
+/// `host:port` in its parts; an IPv6 address may stand alone, or in brackets before a port.
+fn split_port(address: &str) -> (&str, Option<u16>) {
+    if address.parse::<IpAddr>().is_ok() {
+        return (address, None);
+    }
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().ok()),
+        _ => (address, None),
+    };
+    (host.trim_start_matches('[').trim_end_matches(']'), port)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+fn default_client_id() -> ClientId {
+    let machine = gethostname::gethostname().to_string_lossy().into_owned();
+    format!("gitstafette-client-{machine}")
+        .parse()
+        .or_else(|_| "gitstafette-client".parse())
+        .expect("the fallback is a client id")
+}
+
+fn remarks(server: &ServerAddress, filter: &Filter, target: &Option<String>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if target.is_none() {
+        remarks.push(
+            "no target: webhooks are printed here; deliver them with --target http://host:port/path".into(),
+        );
+    }
+    if filter.repositories.is_empty() {
+        remarks.push("no --repo: everything that the server accepts is delivered".into());
+    }
+    if server.tls.is_none() && !is_loopback(&server.host) {
+        remarks.push("plain text to the server: everybody on the way can read webhooks and the token".into());
+    }
+    remarks
+}
+
+/// A start as it is typed.
+struct StartSetting(Start);
+
+impl FromStr for StartSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cursor" => Ok(Self(Start::Cursor)),
+            "earliest" => Ok(Self(Start::After(Sequence::ZERO))),
+            "latest" => Ok(Self(Start::Latest)),
+            _ => text
+                .parse()
+                .map(|number| Self(Start::After(Sequence::new(number))))
+                .map_err(|_| format!("{text:?} is neither cursor, earliest, latest nor a sequence number")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

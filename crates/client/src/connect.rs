@@ -1,0 +1,151 @@
+//! The channel to the server: address, TLS, token.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gitstafette_core::secret::Secret;
+use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
+use gitstafette_proto::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+/// How long connecting may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 flow control windows: room for a stream of small events without waiting, and small enough for a Raspberry Pi.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
+
+/// Where a server is and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct ServerAddress {
+    /// Host name or IP address.
+    pub host: String,
+    /// The port of its gRPC listener.
+    pub port: u16,
+    /// TLS; `None` talks plain text.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// The bearer token.
+    pub token: Option<Secret>,
+}
+
+/// A connected client.
+pub(crate) type Connection = GitstafetteClient<InterceptedService<Channel, Bearer>>;
+
+impl ServerAddress {
+    /// The address as a URL, for logs.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        // An IPv6 address stands in brackets (RFC 3986 §3.2.2).
+        match self.host.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("{scheme}://[{address}]:{}", self.port),
+            _ => format!("{scheme}://{}:{}", self.host, self.port),
+        }
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// UNAVAILABLE if that fails, INVALID_ARGUMENT if the address or the token cannot be used at all.
+    pub(crate) async fn connect(&self) -> Result<Connection, Status> {
+        let invalid =
+            |error: &dyn std::error::Error| Status::invalid_argument(format!("{}: {error}", self.url()));
+        let bearer = Bearer::try_new(self.token.as_ref())?;
+        let endpoint = Endpoint::from_shared(self.url())
+            .map_err(|error| invalid(&error))?
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let this = self.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let this = this.clone();
+            async move { this.dial().await.map(TokioIo::new) }
+        });
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
+            Status::unavailable(format!("cannot connect to {}: {}", self.url(), root_cause(&error)))
+        })?;
+        Ok(GitstafetteClient::with_interceptor(channel, bearer)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES))
+    }
+
+    async fn dial(self) -> io::Result<Either<TcpStream, tokio_rustls::client::TlsStream<TcpStream>>> {
+        let dial = async {
+            let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+            stream.set_nodelay(true)?;
+            let Some(tls) = self.tls else { return Ok(Either::Left(stream)) };
+            let name = ServerName::try_from(self.host).map_err(io::Error::other)?;
+            let mut tls = rustls::ClientConfig::clone(&tls);
+            tls.alpn_protocols = vec![b"h2".to_vec()];
+            TlsConnector::from(Arc::new(tls)).connect(name, stream).await.map(Either::Right)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, dial)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+}
+
+/// Adds the token to every call.
+#[derive(Clone, Debug)]
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Bearer {
+    fn try_new(token: Option<&Secret>) -> Result<Self, Status> {
+        let Some(token) = token else { return Ok(Self(None)) };
+        let value = MetadataValue::try_from([b"Bearer ", token.expose()].concat())
+            .map_err(|_| Status::invalid_argument("the token has characters that no header can carry"))?;
+        Ok(Self(Some(sensitive(value))))
+    }
+}
+
+/// Marks a value so that debug output hides it and HTTP/2 does not index it.
+fn sensitive(mut value: MetadataValue<Ascii>) -> MetadataValue<Ascii> {
+    value.set_sensitive(true);
+    value
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The innermost cause: the outer ones only say "transport error".
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_for_names_and_addresses() {
+        let url = |host: &str| ServerAddress { host: host.into(), port: 1, tls: None, token: None }.url();
+        assert_eq!(url("relay.example"), "http://relay.example:1");
+        assert_eq!(url("::1"), "http://[::1]:1");
+    }
+
+    #[test]
+    fn tokens_never_show() {
+        let bearer = Bearer::try_new(Some(&Secret::new("hunter2"))).unwrap();
+        assert!(!format!("{bearer:?}").contains("hunter2"));
+        assert!(Bearer::try_new(Some(&Secret::new("a\nb"))).is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! Logging of both programs: one line per event on standard error, as text or JSON.
+
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("a log format is text or json"),
+        }
+    }
+}
+
+/// What is logged: a level (`info`) or directives (`info,gitstafette_server=debug`).
+#[derive(Clone, Debug)]
+pub struct LogLevel(String);
+
+impl Default for LogLevel {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        EnvFilter::try_new(text).map(|_| Self(text.into())).map_err(|error| {
+            format!("{text:?} is neither a level (error, warn, info, debug, trace) nor directives: {error}")
+        })
+    }
+}
+
+/// Starts logging to standard error. Later calls have no effect: the first one in the process counts.
+pub fn start(format: LogFormat, level: &LogLevel) {
+    use std::io::IsTerminal;
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(EnvFilter::new(&level.0))
+        .with_target(false);
+    // An embedding program may have its own subscriber: then ours is not wanted.
+    drop(match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    });
+}

@@ -1,0 +1,205 @@
+//! One stream: subscribe, receive, hand to lanes, acknowledge; until it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::store::Acknowledgement;
+use gitstafette_proto::convert::{Subscription, from_duration};
+use gitstafette_proto::v1::subscribe_request::Request;
+use gitstafette_proto::v1::subscribe_response::Response;
+use gitstafette_proto::v1::{self, GoAwayReason, SubscribeRequest, SubscribeResponse};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, info};
+
+use crate::connect::Connection;
+use crate::deliveries::Deliveries;
+
+/// How long the server's first message may take, before its heartbeat interval is known.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many batches of acknowledgements may wait for the connection.
+const REQUESTS: usize = 4;
+/// How many acknowledgements go in one message: with details of 2 KiB it stays under the server's message limit.
+const BATCH: usize = 512;
+/// How long the end may take: tries under way, their acknowledgements out, the receipts in.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why a stream ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// We were asked to stop.
+    Stopped,
+    /// The server said so beforehand.
+    GoAway(GoAwayReason, String),
+    /// It broke, or the server refused.
+    Broken(Status),
+}
+
+/// What happens on a stream that others want to know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Progress {
+    /// The subscription stands.
+    Started,
+    /// An event came.
+    Received(Sequence),
+}
+
+/// Runs one stream on a connection until it ends.
+pub(crate) async fn run(
+    mut connection: Connection,
+    subscription: Subscription,
+    deliveries: &mut Deliveries,
+    stop: &CancellationToken,
+    progress: impl Fn(Progress),
+) -> End {
+    let (sender, receiver) = mpsc::channel(REQUESTS);
+    let first = SubscribeRequest { request: Some(Request::Subscription(subscription.into())) };
+    if sender.try_send(first).is_err() {
+        return End::Broken(Status::internal("the first message does not fit its empty channel"));
+    }
+    let opened = tokio::time::timeout(START_TIMEOUT, connection.subscribe(requests(receiver)));
+    let responses = match stop.run_until_cancelled(opened).await {
+        None => return End::Stopped,
+        Some(Err(_)) => return End::Broken(silent(START_TIMEOUT)),
+        Some(Ok(Err(status))) => return End::Broken(status),
+        Some(Ok(Ok(response))) => response.into_inner(),
+    };
+    let mut session =
+        Session { responses, sender: Some(sender), deliveries, done: Vec::new(), patience: START_TIMEOUT };
+    match session.stream(stop, &progress).await {
+        End::Stopped => {
+            session.farewell().await;
+            End::Stopped
+        }
+        end => end,
+    }
+}
+
+struct Session<'a> {
+    responses: Streaming<SubscribeResponse>,
+    /// `None` once the client's half of the stream is closed.
+    sender: Option<mpsc::Sender<SubscribeRequest>>,
+    deliveries: &'a mut Deliveries,
+    /// Acknowledgements that wait for room on the way to the server.
+    done: Vec<Acknowledgement>,
+    /// How long the server may be silent: two heartbeats.
+    patience: Duration,
+}
+
+impl Session<'_> {
+    async fn stream(&mut self, stop: &CancellationToken, progress: &impl Fn(Progress)) -> End {
+        let mut heard = Instant::now();
+        loop {
+            let deadline = heard + self.patience;
+            tokio::select! {
+                () = stop.cancelled() => return End::Stopped,
+                message = self.responses.message() => {
+                    heard = Instant::now();
+                    match message {
+                        Ok(Some(SubscribeResponse { response: Some(response) })) => {
+                            if let Err(end) = self.receive(response, progress) {
+                                return end;
+                            }
+                        }
+                        Ok(Some(SubscribeResponse { response: None })) => {} // from a newer server: not for us
+                        Ok(None) => return End::Broken(Status::unavailable("the server ended the stream")),
+                        Err(status) => return End::Broken(status),
+                    }
+                }
+                acknowledgement = self.deliveries.completed() => self.done.push(acknowledgement),
+                permit = reserve(self.sender.clone()), if !self.done.is_empty() => match permit {
+                    Some(permit) => drop(permit.send(batch(&mut self.done))),
+                    // The stream is broken; its error comes by the other half.
+                    None => self.sender = None,
+                },
+                () = tokio::time::sleep_until(deadline) => return End::Broken(silent(self.patience)),
+            }
+        }
+    }
+
+    /// Takes one message in; `Err` ends the stream.
+    fn receive(&mut self, response: Response, progress: &impl Fn(Progress)) -> Result<(), End> {
+        match response {
+            Response::Started(started) => {
+                let interval =
+                    from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
+                        .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
+                if !interval.is_zero() {
+                    self.patience = interval.saturating_mul(2);
+                }
+                self.deliveries.cursor_at(Sequence::new(started.cursor));
+                info!(
+                    server.name = started.server_name,
+                    cursor = started.cursor,
+                    head = started.head,
+                    "subscribed"
+                );
+                progress(Progress::Started);
+            }
+            Response::Event(event) => {
+                let event = Event::try_from(event).map_err(|error| {
+                    End::Broken(Status::internal(format!("the server sent no event: {error}")))
+                })?;
+                debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "received");
+                progress(Progress::Received(event.sequence));
+                self.done.extend(self.deliveries.accept(&Arc::new(event)));
+            }
+            Response::Heartbeat(heartbeat) => self.deliveries.cursor_at(Sequence::new(heartbeat.cursor)),
+            Response::Receipt(receipt) => self.deliveries.confirmed(receipt.sequences),
+            Response::GoAway(go_away) => return Err(End::GoAway(go_away.reason(), go_away.message)),
+        }
+        Ok(())
+    }
+
+    /// Finishes the tries under way, sends their acknowledgements, and waits for the receipts.
+    async fn farewell(&mut self) {
+        let ended = async {
+            self.done.extend(self.deliveries.stop().await);
+            while !self.done.is_empty() {
+                let Some(permit) = reserve(self.sender.clone()).await else { return };
+                drop(permit.send(batch(&mut self.done)));
+            }
+            self.sender = None; // the server answers what is outstanding and ends the stream
+            while self.deliveries.unconfirmed() > 0 {
+                match self.responses.message().await {
+                    Ok(Some(SubscribeResponse { response: Some(Response::Receipt(receipt)) })) => {
+                        self.deliveries.confirmed(receipt.sequences);
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return,
+                }
+            }
+        };
+        // What is not confirmed in time comes again: that is what at least once means.
+        drop(tokio::time::timeout(FAREWELL, ended).await);
+    }
+}
+
+/// The client's half of the stream: ends when the sender is dropped.
+fn requests(mut receiver: mpsc::Receiver<SubscribeRequest>) -> impl Stream<Item = SubscribeRequest> {
+    futures_util::stream::poll_fn(move |context| receiver.poll_recv(context))
+}
+
+/// Room for one message; `None` if the stream is broken. Waits for ever on a half that is closed.
+async fn reserve(
+    sender: Option<mpsc::Sender<SubscribeRequest>>,
+) -> Option<mpsc::OwnedPermit<SubscribeRequest>> {
+    match sender {
+        Some(sender) => sender.reserve_owned().await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+fn batch(done: &mut Vec<Acknowledgement>) -> SubscribeRequest {
+    let count = done.len().min(BATCH);
+    let acknowledgements = done.drain(..count).map(|done| v1::Acknowledgement::from(&done)).collect();
+    SubscribeRequest { request: Some(Request::Acknowledgements(v1::Acknowledgements { acknowledgements })) }
+}
+
+fn silent(patience: Duration) -> Status {
+    Status::new(Code::Unavailable, format!("nothing was heard for {} s", patience.as_secs()))
+}

@@ -1,0 +1,449 @@
+//! Configuration in layers, for both programs: defaults, file, environment, flags; later wins.
+//!
+//! The embedded default file names every key and is the reference documentation. Values are read one by one, so
+//! that all mistakes are reported at once, each with the place it came from.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use gitstafette_core::secret::Secret;
+use serde::Serialize;
+
+/// The exit code of a program whose configuration cannot be used; clap has the same for flags it does not know.
+pub const MISCONFIGURED: u8 = 2;
+
+/// The prefix of environment variables: the key `grpc-port` is `GITSTAFETTE_GRPC_PORT`.
+const PREFIX: &str = "GITSTAFETTE_";
+
+/// The name of the layer that is always there.
+const DEFAULTS: &str = "defaults";
+
+/// The environment's variables, without those that are not text: no setting is.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// The merged layers, and what was found wrong in them so far.
+#[derive(Debug, Default)]
+pub struct Settings {
+    figment: Figment,
+    problems: Vec<String>,
+}
+
+/// One layer: where it comes from, and its values by key.
+#[derive(Debug)]
+struct Layer {
+    name: String,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Map::from([(Profile::Default, self.values.clone())]))
+    }
+}
+
+impl Settings {
+    /// Merges the layers.
+    ///
+    /// `defaults` is the embedded default file: it names every key there is. `environment` are all variables;
+    /// `aliases` are variables that go by another name, each with the keys it sets, below the prefixed ones. `flags`
+    /// serialises to a map of keys, `None` and empty lists where a flag was not given.
+    pub fn load(
+        defaults: &'static str,
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        aliases: &[(&str, &[&str])],
+        flags: &impl Serialize,
+    ) -> Self {
+        let mut problems = Vec::new();
+        let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
+        let from_file = file.map(|path| file_layer(path, &known, &mut problems));
+        let environment: Vec<_> = environment.into_iter().collect();
+        let mut figment = Figment::from(Layer { name: DEFAULTS.into(), values: known.clone() });
+        if let Some(layer) = from_file {
+            figment = figment.merge(layer);
+        }
+        for layer in environment_layers(&environment, aliases, &known) {
+            figment = figment.merge(layer);
+        }
+        figment = figment.merge(Layer { name: "command line".into(), values: flag_values(flags) });
+        Self { figment, problems }
+    }
+
+    /// The defaults and a file's text, without environment and flags, for embedding.
+    pub fn from_toml(defaults: &'static str, text: &str) -> Self {
+        let mut problems = Vec::new();
+        let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
+        let layer = toml_layer("the configuration", text, &known, &mut problems);
+        Self { figment: Figment::from(Layer { name: DEFAULTS.into(), values: known }).merge(layer), problems }
+    }
+
+    /// The texts of a key: a list's elements, a text's parts between commas, nothing if it is empty.
+    fn texts(&mut self, key: &str) -> Vec<String> {
+        let value = match self.figment.find_value(key) {
+            Ok(value) => value,
+            Err(_) => return Vec::new(),
+        };
+        match texts_of(&value) {
+            Some(texts) => texts,
+            None => {
+                self.problem(key, "is a table, and a value is wanted");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The value of a key, `None` if it is empty or wrong.
+    pub fn optional<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
+        let text = self.texts(key).join(",");
+        if text.is_empty() { None } else { self.parse(key, &text) }
+    }
+
+    /// The value of a key that has a default; if it is wrong or empty that is noted and `fallback` stands in until
+    /// [`finish`](Self::finish) reports it.
+    pub fn value<T: FromStr<Err: fmt::Display>>(&mut self, key: &str, fallback: T) -> T {
+        let text = self.texts(key).join(",");
+        if text.is_empty() {
+            self.problem(key, "is empty");
+        }
+        self.parse(key, &text).unwrap_or(fallback)
+    }
+
+    /// The values of a list: TOML's, a flag given several times, or one text with commas.
+    pub fn list<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Vec<T> {
+        let texts = self.texts(key);
+        texts
+            .iter()
+            .flat_map(|text| text.split(','))
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+            .filter_map(|text| self.parse(key, text))
+            .collect()
+    }
+
+    /// A duration such as `20s` or `7d`.
+    pub fn duration(&mut self, key: &str) -> Duration {
+        self.value(key, Span(Duration::ZERO)).0
+    }
+
+    /// A duration, `None` if it is empty.
+    pub fn optional_duration(&mut self, key: &str) -> Option<Duration> {
+        self.optional::<Span>(key).map(|span| span.0)
+    }
+
+    /// A number of bytes such as `25MiB`.
+    pub fn bytes(&mut self, key: &str) -> u64 {
+        self.value(key, ByteSize(0)).0
+    }
+
+    /// Whether a key is `true`.
+    pub fn flag(&mut self, key: &str) -> bool {
+        self.value(key, false)
+    }
+
+    /// Secrets given as values of `key`, taken whole (a comma is part of one), and as files of `key`-file.
+    pub fn secrets(&mut self, key: &str) -> Vec<Secret> {
+        let mut secrets: Vec<_> =
+            self.texts(key).into_iter().filter(|text| !text.is_empty()).map(Secret::new).collect();
+        let file_key = format!("{key}-file");
+        for path in self.list::<PathBuf>(&file_key) {
+            match read_secret(&path) {
+                Ok(secret) => secrets.push(secret),
+                Err(reason) => self.problem(&file_key, &format!("{}: {reason}", path.display())),
+            }
+        }
+        secrets
+    }
+
+    /// Whether the key was set by more than the defaults.
+    pub fn is_set(&self, key: &str) -> bool {
+        self.figment.find_metadata(key).is_some_and(|metadata| metadata.name != DEFAULTS)
+    }
+
+    /// Notes a mistake in the value of `key`.
+    pub fn problem(&mut self, key: &str, message: &str) {
+        let place = self.figment.find_metadata(key).map_or("", |metadata| &metadata.name);
+        let place = if place.is_empty() { String::new() } else { format!(" (from {place})") };
+        self.problems.push(format!("{key}: {message}{place}"));
+    }
+
+    /// The configuration, if nothing was wrong.
+    ///
+    /// # Errors
+    /// Everything that was noted.
+    pub fn finish<T>(self, config: T) -> Result<T, ConfigError> {
+        if self.problems.is_empty() { Ok(config) } else { Err(ConfigError(self.problems)) }
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, key: &str, text: &str) -> Option<T> {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let error = error.to_string();
+                // Most errors name what was typed; the standard library's do not.
+                let shown = if error.contains(text) { error } else { format!("{text:?}: {error}") };
+                self.problem(key, &shown);
+                None
+            }
+        }
+    }
+}
+
+/// All mistakes of a configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
+
+impl ConfigError {
+    /// One line per mistake.
+    pub fn problems(&self) -> &[String] {
+        &self.0
+    }
+}
+
+/// A number of bytes with a unit: `512`, `64KiB`, `25MiB`, `1GiB`, `10MB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ByteSize(u64);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("{text:?} is not a number of bytes such as 512, 64KiB, 25MiB or 1GiB");
+        let text = text.trim();
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let factor = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kib" | "k" => 1 << 10,
+            "mib" | "m" => 1 << 20,
+            "gib" | "g" => 1 << 30,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            _ => return Err(error()),
+        };
+        let number: u64 = number.parse().map_err(|_| error())?;
+        number.checked_mul(factor).map(Self).ok_or_else(error)
+    }
+}
+
+/// A duration with a unit: `20s`, `5m`, `7d`; plain digits are seconds, as in the Go implementation's flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span(Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seconds = text.trim().parse().map(Duration::from_secs);
+        seconds
+            .or_else(|_| humantime::parse_duration(text))
+            .map(Self)
+            .map_err(|_| format!("{text:?} is not a duration such as 500ms, 20s, 5m or 7d"))
+    }
+}
+
+fn values_of(
+    name: &str,
+    data: Result<Map<Profile, Dict>, figment::Error>,
+    problems: &mut Vec<String>,
+) -> Dict {
+    match data {
+        Ok(mut profiles) => profiles.remove(&Profile::Default).unwrap_or_default(),
+        Err(error) => {
+            problems.push(format!("{name}: {error}"));
+            Dict::new()
+        }
+    }
+}
+
+fn file_layer(path: &Path, known: &Dict, problems: &mut Vec<String>) -> Layer {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
+        problems.push(format!("config: {name}: {error}"));
+        String::new()
+    });
+    toml_layer(&name, &text, known, problems)
+}
+
+fn toml_layer(name: &str, text: &str, known: &Dict, problems: &mut Vec<String>) -> Layer {
+    let values = values_of(name, Toml::string(text).data(), problems);
+    for key in values.keys().filter(|key| !known.contains_key(*key)) {
+        problems.push(format!("{key}: there is no such key; `config default` lists them all (from {name})"));
+    }
+    Layer { name: name.to_owned(), values }
+}
+
+fn environment_layers(
+    environment: &[(String, String)],
+    aliases: &[(&str, &[&str])],
+    known: &Dict,
+) -> Vec<Layer> {
+    let lookup = |name: &str| environment.iter().find(|(other, _)| other == name).map(|(_, value)| value);
+    let layer = |variable: &str, keys: &[&str]| {
+        // Kubernetes sets NAME_PORT=tcp://… for every service NAME: not meant for us.
+        let value = lookup(variable).filter(|value| !value.is_empty() && !value.starts_with("tcp://"))?;
+        let values = keys.iter().map(|key| ((*key).to_owned(), Value::from(value.clone()))).collect();
+        Some(Layer { name: format!("environment variable {variable}"), values })
+    };
+    let prefixed = known.keys().filter_map(|key| {
+        let variable = format!("{PREFIX}{}", key.replace('-', "_").to_ascii_uppercase());
+        layer(&variable, &[key])
+    });
+    aliases.iter().filter_map(|(variable, keys)| layer(variable, keys)).chain(prefixed).collect()
+}
+
+fn flag_values(flags: &impl Serialize) -> Dict {
+    let given = |value: &Value| match value {
+        Value::Empty(..) => false,
+        Value::Array(_, values) => !values.is_empty(),
+        _ => true,
+    };
+    match Value::serialize(flags) {
+        Ok(Value::Dict(_, values)) => values.into_iter().filter(|(_, value)| given(value)).collect(),
+        _ => Dict::new(),
+    }
+}
+
+fn texts_of(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(_, text) if text.is_empty() => Some(Vec::new()),
+        Value::String(_, text) => Some(vec![text.clone()]),
+        Value::Bool(_, bool) => Some(vec![bool.to_string()]),
+        Value::Num(_, number) => number
+            .to_u128()
+            .map(|number| number.to_string())
+            .or_else(|| number.to_i128().map(|number| number.to_string()))
+            .or_else(|| number.to_f64().map(|number| number.to_string()))
+            .map(|text| vec![text]),
+        Value::Array(_, values) => {
+            values.iter().map(texts_of).collect::<Option<Vec<_>>>().map(|lists| lists.concat())
+        }
+        Value::Empty(..) => Some(Vec::new()),
+        Value::Char(_, char) => Some(vec![char.to_string()]),
+        Value::Dict(..) => None,
+    }
+}
+
+fn read_secret(path: &Path) -> Result<Secret, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let secret = bytes.trim_ascii_end();
+    if secret.is_empty() { Err("the file is empty".into()) } else { Ok(Secret::new(secret)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    const KEYS: &str = "port = 1323\nname = \"\"\nrepositories = []\nage = \"7d\"\nsize = \"25MiB\"\n\
+                            token = \"\"\ntoken-file = []\nopen = false\nbind = \"\"\n";
+
+    #[derive(Default, Serialize)]
+    struct Flags {
+        port: Option<String>,
+        repositories: Vec<String>,
+    }
+
+    fn load(file: Option<&str>, environment: &[(&str, &str)], flags: &Flags) -> Settings {
+        let written = file.map(|text| {
+            let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+            std::fs::write(&path, text).unwrap();
+            path
+        });
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::load(KEYS, written.as_deref(), environment, &[("PORT", &["port"])], flags)
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let flags = Flags { port: Some("5".into()), ..Flags::default() };
+        let none = Flags::default();
+        assert_eq!(load(None, &[], &none).value("port", 0), 1323);
+        assert_eq!(load(Some("port = 2"), &[], &none).value("port", 0), 2);
+        assert_eq!(load(Some("port = 2"), &[("PORT", "3")], &none).value("port", 0), 3);
+        assert_eq!(load(None, &[("PORT", "3"), ("GITSTAFETTE_PORT", "4")], &none).value("port", 0), 4);
+        assert_eq!(load(None, &[("GITSTAFETTE_PORT", "4")], &flags).value("port", 0), 5);
+        assert_eq!(load(None, &[("GITSTAFETTE_PORT", "tcp://10.0.0.1:80")], &none).value("port", 0), 1323);
+        assert!(load(Some("port = 2"), &[], &none).is_set("port"));
+        assert!(!load(None, &[], &none).is_set("port"));
+    }
+
+    #[test]
+    fn lists_from_everywhere() {
+        let flags = Flags { repositories: vec!["a,b".into(), "c".into()], ..Flags::default() };
+        assert_eq!(load(None, &[], &flags).list::<String>("repositories"), ["a", "b", "c"]);
+        let none = Flags::default();
+        assert_eq!(
+            load(Some("repositories = [\"a\", 7]"), &[], &none).list::<String>("repositories"),
+            ["a", "7"]
+        );
+        assert_eq!(
+            load(None, &[("GITSTAFETTE_REPOSITORIES", " a , b,")], &none).list::<String>("repositories"),
+            ["a", "b"]
+        );
+    }
+
+    #[test]
+    fn units() {
+        let mut settings = load(None, &[], &Flags::default());
+        assert_eq!(settings.duration("age"), Duration::from_secs(7 * 24 * 3600));
+        assert_eq!(settings.bytes("size"), 25 << 20);
+        assert_eq!("180".parse(), Ok(Span(Duration::from_secs(180))));
+        for wrong in ["", "MiB", "-1", "1.5GiB", "1TB", "99999999999999999999", "99999999999GiB"] {
+            assert!(wrong.parse::<ByteSize>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_place() {
+        let mut settings = load(
+            Some("age = \"soon\"\nrepository = 1"),
+            &[("GITSTAFETTE_SIZE", "big"), ("GITSTAFETTE_BIND", "here")],
+            &Flags { port: Some("abc".into()), ..Flags::default() },
+        );
+        settings.value("port", 0);
+        settings.duration("age");
+        settings.bytes("size");
+        settings.optional::<IpAddr>("bind");
+        let error = settings.finish(()).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.problems().len(), 5, "{text}");
+        for part in [
+            "repository: there is no such key",
+            "port: \"abc\": invalid digit found in string (from command line)",
+            "size: \"big\" is not a number of bytes such as 512, 64KiB, 25MiB or 1GiB (from environment variable GITSTAFETTE_SIZE)",
+            "age: \"soon\" is not a duration",
+            "bind: \"here\": invalid IP address syntax",
+        ] {
+            assert!(text.contains(part), "{part}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn secrets_from_values_and_files() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "from file\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let environment = [("GITSTAFETTE_TOKEN", "a,b"), ("GITSTAFETTE_TOKEN_FILE", path)];
+        let secrets = load(None, &environment, &Flags::default()).secrets("token");
+        assert_eq!(secrets.len(), 2);
+        assert!(secrets[0].matches(b"a,b") && secrets[1].matches(b"from file"));
+
+        let mut missing = load(None, &[("GITSTAFETTE_TOKEN_FILE", "/does/not/exist")], &Flags::default());
+        missing.secrets("token");
+        assert!(missing.finish(()).unwrap_err().to_string().contains("token-file: /does/not/exist: "));
+    }
+}
