@@ -51,7 +51,9 @@ impl Envelope {
         }
         let format = body_format(headers)?;
         let event = headers.single(EVENT)?;
-        if event.len() > 128 || !event.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+        if event.len() > 128
+            || !event.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+        {
             return Err(ClassifyError::EventName);
         }
         let identifier = |header| move |source| ClassifyError::Identifier { header, source };
@@ -114,7 +116,8 @@ fn body_format(headers: &Headers) -> Result<BodyFormat, ClassifyError> {
 }
 
 fn form_payload(body: &[u8]) -> Result<Cow<'_, [u8]>, ClassifyError> {
-    let mut payloads = form_urlencoded::parse(body).filter(|(name, _)| name == "payload").map(|(_, value)| value);
+    let mut payloads =
+        form_urlencoded::parse(body).filter(|(name, _)| name == "payload").map(|(_, value)| value);
     match (payloads.next(), payloads.next()) {
         (Some(Cow::Borrowed(payload)), None) => Ok(Cow::Borrowed(payload.as_bytes())),
         (Some(Cow::Owned(payload)), None) => Ok(Cow::Owned(payload.into_bytes())),
@@ -151,16 +154,33 @@ struct Installation {
 impl Payload {
     fn parse(json: &[u8]) -> Result<Self, ClassifyError> {
         // Every value is looked at first: what serde skips it does not check, neither nesting nor text.
-        serde_json::from_slice::<Object>(json).map_err(|error| ClassifyError::Json(error.to_string()))?;
-        serde_json::from_slice(json).map_err(|error| ClassifyError::Json(error.to_string()))
+        serde_json::from_slice::<Object>(json).map_err(|error| json_error(&error, "not an object"))?;
+        serde_json::from_slice(json)
+            .map_err(|error| json_error(&error, "a field has another type than GitHub's"))
     }
 
     fn owner(&self, repository: Option<&RepositoryName>) -> Option<Box<str>> {
         let login = |account: &Account| account.login.clone();
-        repository.map(|name| name.owner().into()).or_else(|| self.organization.as_ref().and_then(login)).or_else(|| {
-            self.installation.as_ref().and_then(|installation| installation.account.as_ref()).and_then(login)
-        })
+        repository
+            .map(|name| name.owner().into())
+            .or_else(|| self.organization.as_ref().and_then(login))
+            .or_else(|| {
+                self.installation
+                    .as_ref()
+                    .and_then(|installation| installation.account.as_ref())
+                    .and_then(login)
+            })
     }
+}
+
+/// What is wrong with the JSON, and where. serde's own words for a wrong type quote the payload, and a payload must not
+/// reach a log.
+fn json_error(error: &serde_json::Error, wrong_type: &str) -> ClassifyError {
+    ClassifyError::Json(if error.is_data() {
+        format!("{wrong_type}, at line {} column {}", error.line(), error.column())
+    } else {
+        error.to_string()
+    })
 }
 
 /// Any JSON value, visited and dropped. Its recursion is bounded by serde_json, at 128 levels.

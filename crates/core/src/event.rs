@@ -158,7 +158,8 @@ impl FromStr for Source {
     type Err = IdentifierError;
 
     fn from_str(text: &str) -> Result<Self, IdentifierError> {
-        let usable = (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let usable = (1..=32).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
         if usable { Ok(Self(Cow::Owned(text.to_owned()))) } else { Err(IdentifierError("source")) }
     }
 }

@@ -19,8 +19,10 @@ impl Filter {
     /// Whether the event is selected.
     pub fn matches(&self, facts: &Facts) -> bool {
         let (id, name, owner) = (facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref());
-        (self.repositories.is_empty() || self.repositories.iter().any(|pattern| pattern.matches(id, name, owner)))
-            && (self.events.is_empty() || self.events.iter().any(|pattern| pattern.matches(&facts.event_type)))
+        (self.repositories.is_empty()
+            || self.repositories.iter().any(|pattern| pattern.matches(id, name, owner)))
+            && (self.events.is_empty()
+                || self.events.iter().any(|pattern| pattern.matches(&facts.event_type)))
     }
 }
 

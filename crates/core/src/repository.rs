@@ -53,7 +53,8 @@ impl FromStr for RepositoryName {
     fn from_str(text: &str) -> Result<Self, RepositoryError> {
         let (owner, name) = text.rsplit_once('/').ok_or_else(|| RepositoryError::new(text))?;
         let usable = |part: &str| {
-            !part.is_empty() && part.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '*' | ','))
+            !part.is_empty()
+                && part.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '*' | ','))
         };
         let owner_usable = owner.split('/').all(usable);
         if text.len() > MAX_NAME_BYTES || !owner_usable || !usable(name) {
@@ -79,13 +80,19 @@ pub enum RepositoryPattern {
 
 impl RepositoryPattern {
     /// Whether an event of this repository or owner is selected; all three may be unknown.
-    pub fn matches(&self, id: Option<RepositoryId>, name: Option<&RepositoryName>, owner: Option<&str>) -> bool {
+    pub fn matches(
+        &self,
+        id: Option<RepositoryId>,
+        name: Option<&RepositoryName>,
+        owner: Option<&str>,
+    ) -> bool {
         match self {
             Self::Id(wanted) => id == Some(*wanted),
             Self::Name(wanted) => name.is_some_and(|name| name.is(wanted)),
-            Self::Owner(wanted) => {
-                name.map(RepositoryName::owner).or(owner).is_some_and(|owner| owner.eq_ignore_ascii_case(wanted))
-            }
+            Self::Owner(wanted) => name
+                .map(RepositoryName::owner)
+                .or(owner)
+                .is_some_and(|owner| owner.eq_ignore_ascii_case(wanted)),
             Self::All => true,
         }
     }
@@ -126,7 +133,8 @@ impl FromStr for RepositoryPattern {
         }
         if let Some(owner) = text.strip_suffix("/*") {
             // An owner is spelled as in a name; the placeholder only completes it.
-            let name: RepositoryName = format!("{owner}/x").parse().map_err(|_| RepositoryError::new(text))?;
+            let name: RepositoryName =
+                format!("{owner}/x").parse().map_err(|_| RepositoryError::new(text))?;
             return Ok(Self::Owner(name.owner().into()));
         }
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -158,7 +166,12 @@ impl Watchlist {
     }
 
     /// Whether an event of this repository or owner is accepted.
-    pub fn admits(&self, id: Option<RepositoryId>, name: Option<&RepositoryName>, owner: Option<&str>) -> bool {
+    pub fn admits(
+        &self,
+        id: Option<RepositoryId>,
+        name: Option<&RepositoryName>,
+        owner: Option<&str>,
+    ) -> bool {
         self.0.iter().any(|pattern| pattern.matches(id, name, owner))
     }
 
@@ -210,7 +223,20 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern() {
-        for text in ["", " ", "octo", "/", "octo/", "/hello", "octo/he llo", "*/hello", "octo/*/x", "a,b/c", "-1", "**"] {
+        for text in [
+            "",
+            " ",
+            "octo",
+            "/",
+            "octo/",
+            "/hello",
+            "octo/he llo",
+            "*/hello",
+            "octo/*/x",
+            "a,b/c",
+            "-1",
+            "**",
+        ] {
             assert!(text.parse::<RepositoryPattern>().is_err(), "{text:?}");
         }
         assert!("99999999999999999999999".parse::<RepositoryPattern>().is_err(), "does not fit an id");

@@ -57,7 +57,8 @@ impl Flow {
 
     /// What may be sent now, or nothing while the window is full.
     pub fn room(&self) -> Option<Window> {
-        let events = self.window.events.max(1).checked_sub(self.outstanding.len()).filter(|left| *left > 0)?;
+        let events =
+            self.window.events.max(1).checked_sub(self.outstanding.len()).filter(|left| *left > 0)?;
         let bytes = self.window.bytes.saturating_sub(self.outstanding_bytes);
         if bytes == 0 && !self.outstanding.is_empty() {
             return None;

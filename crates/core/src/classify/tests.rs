@@ -52,7 +52,8 @@ fn a_form_is_its_payload_and_keeps_its_bytes() {
 fn events_without_a_repository_belong_to_their_owner() {
     let organisation = json(r#"{"action":"member_added","organization":{"login":"octo"}}"#).unwrap();
     assert_eq!((organisation.repository_id, organisation.owner.as_deref()), (None, Some("octo")));
-    let installation = json(r#"{"action":"created","installation":{"id":5,"account":{"login":"octo"}}}"#).unwrap();
+    let installation =
+        json(r#"{"action":"created","installation":{"id":5,"account":{"login":"octo"}}}"#).unwrap();
     assert_eq!((installation.installation_id, installation.owner.as_deref()), (Some(5), Some("octo")));
     let nobody = json(r#"{"action":"published","security_advisory":{}}"#).unwrap();
     assert_eq!((nobody.owner, nobody.repository_name), (None, None));
@@ -78,7 +79,9 @@ fn headers_that_must_be_there() {
 
 #[test]
 fn headers_that_are_no_identifiers() {
-    for (name, value) in [("X-GitHub-Event", "pu sh"), ("X-GitHub-Delivery", "a b"), ("X-GitHub-Hook-ID", "ü")] {
+    for (name, value) in
+        [("X-GitHub-Event", "pu sh"), ("X-GitHub-Delivery", "a b"), ("X-GitHub-Hook-ID", "ü")]
+    {
         let replaced = usual("application/json")
             .iter()
             .map(|(old, bytes)| {

@@ -2,7 +2,7 @@
 
 mod github;
 
-pub use github::{Format, Hook, Request, SAMPLES, Sample, large_push};
+pub use github::{Format, Hook, Level, Request, SAMPLES, Sample, large_push};
 
 use bytes::Bytes;
 
@@ -12,7 +12,8 @@ use crate::repository::RepositoryId;
 
 /// A webhook of a repository with a delivery id made of `number` and a body of `size` bytes, all different.
 pub fn webhook(number: u64, repository: &str, size: usize) -> Webhook {
-    let body: Vec<u8> = (0..size).map(|at| (number as usize).wrapping_mul(31).wrapping_add(at) as u8).collect();
+    let body: Vec<u8> =
+        (0..size).map(|at| (number as usize).wrapping_mul(31).wrapping_add(at) as u8).collect();
     let mut headers = Headers::new();
     headers.append("content-type", "application/json");
     headers.append("x-repeated", "one");
@@ -34,3 +35,6 @@ pub fn webhook(number: u64, repository: &str, size: usize) -> Webhook {
         body: Bytes::from(body),
     }
 }
+
+#[cfg(test)]
+mod tests;

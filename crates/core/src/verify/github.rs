@@ -55,7 +55,8 @@ impl GitHubSignature {
 }
 
 fn mac(secret: &Secret, body: &[u8]) -> Hmac<Sha256> {
-    let mac = Hmac::<Sha256>::new_from_slice(secret.expose()).expect("HMAC takes a key of any length (RFC 2104)");
+    let mac =
+        Hmac::<Sha256>::new_from_slice(secret.expose()).expect("HMAC takes a key of any length (RFC 2104)");
     mac.chain_update(body)
 }
 
@@ -83,7 +84,8 @@ mod tests {
 
     fn check(secrets: &[&str], signature: Option<&[u8]>, body: &[u8]) -> Result<(), SignatureError> {
         let headers = signature.into_iter().map(|value| (HEADER, value.to_vec())).collect();
-        GitHubSignature::new(secrets.iter().map(|secret| Secret::new(*secret)).collect()).check(&headers, body)
+        GitHubSignature::new(secrets.iter().map(|secret| Secret::new(*secret)).collect())
+            .check(&headers, body)
     }
 
     #[test]
