@@ -1,0 +1,127 @@
+//! `cargo xtask ci`: what a change must pass, one step after another, up to the first that fails.
+//!
+//! All steps build with the same profile and the same features, so that each crate is checked once and built once.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+struct Step {
+    name: &'static str,
+    /// What rustup calls the part of the toolchain that the step needs beyond cargo and rustc.
+    component: Option<&'static str>,
+    /// Arguments of cargo.
+    arguments: &'static [&'static str],
+    environment: Option<(&'static str, &'static str)>,
+}
+
+/// The tests come last: whoever reads only the end of the output reads their result.
+const STEPS: [Step; 5] = [
+    Step {
+        name: "format",
+        component: Some("rustfmt"),
+        arguments: &["fmt", "--all", "--", "--check"],
+        environment: None,
+    },
+    Step {
+        name: "lints",
+        component: Some("clippy"),
+        arguments: &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+        environment: None,
+    },
+    Step {
+        name: "documentation",
+        component: None,
+        // With the examples come the features of dev-dependencies, and so the dependencies that the lints checked.
+        arguments: &["doc", "--workspace", "--no-deps", "--lib", "--examples", "--locked"],
+        environment: Some(("RUSTDOCFLAGS", "-D warnings")),
+    },
+    Step {
+        name: "tests in the documentation",
+        component: None,
+        arguments: &["test", "--workspace", "--doc", "--locked"],
+        environment: None,
+    },
+    Step {
+        name: "tests",
+        component: None,
+        arguments: &["test", "--workspace", "--all-targets", "--locked"],
+        environment: None,
+    },
+];
+
+/// Runs every step; an error names the one that failed.
+pub(crate) fn run() -> anyhow::Result<()> {
+    for step in &STEPS {
+        let line = format!("cargo {}", step.arguments.join(" "));
+        println!("\n== {}: {line}", step.name);
+        if let Some(component) = step.component
+            && !installed(component)
+        {
+            println!("SKIPPED: {component} is not installed, and rustup could not add it");
+            continue;
+        }
+        let status = step.command().status().with_context(|| format!("{line} did not start"))?;
+        if !status.success() {
+            bail!("step failed: {} ({line}: {status})", step.name);
+        }
+    }
+    Ok(())
+}
+
+impl Step {
+    fn command(&self) -> Command {
+        let mut command = cargo();
+        command.args(self.arguments).envs(self.environment);
+        command
+    }
+}
+
+/// Whether the toolchain has the component, after an attempt to add it.
+fn installed(component: &str) -> bool {
+    let subcommand = component.trim_start_matches("rust");
+    let works =
+        || cargo().args([subcommand, "--version"]).output().is_ok_and(|answer| answer.status.success());
+    if works() {
+        return true;
+    }
+    let added = Command::new("rustup").args(["component", "add", component]).status();
+    added.is_ok_and(|status| status.success()) && works()
+}
+
+/// Cargo, at the root of the workspace.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    // `cargo run` tells xtask its package's name, version and place. Build scripts that watch these variables would
+    // run anew whenever cargo is called from here after it was called by hand.
+    for (name, _) in std::env::vars_os() {
+        let name_of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if name.to_str().is_some_and(|name| name_of_package.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tests_come_last() {
+        assert_eq!(
+            STEPS.last().map(|step| &step.arguments[..3]),
+            Some(&["test", "--workspace", "--all-targets"][..])
+        );
+    }
+
+    #[test]
+    fn no_step_changes_the_lock_file() {
+        for step in STEPS.iter().filter(|step| step.arguments[0] != "fmt") {
+            assert!(step.arguments.contains(&"--locked"), "{}", step.name);
+        }
+    }
+}
