@@ -1,1 +1,143 @@
-//! conf
+//! The contract of [`EventStore`] as checks that every store must pass: one function for each clause, named after it.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! use gitstafette_core::store::{MemoryStore, conformance};
+//!
+//! conformance::run(async |options| MemoryStore::new(options)).await;
+//! # }
+//! ```
+//!
+//! Nothing here assumes that sequences have no gaps, or how fast a store is.
+
+mod appending;
+mod keeping;
+mod progressing;
+mod reading;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Acknowledgement, Appended, EventStore, Options, ReadLimit, Redelivery, Retention};
+use crate::event::{ClientId, Event, Sequence, Timestamp};
+use crate::filter::Filter;
+use crate::target::{Outcome, OutcomeResult};
+use crate::testing;
+
+/// Runs all checks, each with a new, empty store that `open` makes.
+///
+/// # Panics
+/// At the first check that fails.
+pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
+    let options = Options::default();
+    let drop_redeliveries = Options { redelivery: Redelivery::Drop, ..options };
+    let keep = |retention: Retention| Options { retention, ..options };
+
+    appending::is_ordered(&open(options).await).await;
+    appending::keeps_every_byte(&open(options).await).await;
+    appending::stores_an_identity_once(&open(options).await).await;
+    appending::tells_identities_apart(&open(options).await).await;
+    appending::stores_a_redelivery_anew(&open(options).await).await;
+    appending::drops_a_redelivery_if_told(&open(drop_redeliveries).await).await;
+    appending::answers_concurrent_repeats_alike(&open(options).await).await;
+    appending::shows_what_is_durable(Arc::new(open(options).await)).await;
+    appending::survives_dropped_futures(&open(options).await).await;
+
+    reading::an_empty_store_has_nothing(&open(options).await).await;
+    reading::stops_at_the_limits(&open(options).await).await;
+    reading::selects_and_says_how_far_it_read(&open(options).await).await;
+    reading::passes_over_what_is_not_selected(Arc::new(open(options).await)).await;
+    reading::starts_before_a_time(&open(options).await).await;
+
+    progressing::a_new_client_has_none(&open(options).await).await;
+    progressing::acknowledging_moves_forwards_only(&open(options).await).await;
+    progressing::keeps_what_is_done_ahead(&open(options).await).await;
+    progressing::seeking_forgets_what_is_ahead(&open(options).await).await;
+    progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
+    progressing::a_second_report_replaces_the_first(&open(options).await).await;
+
+    let retention = Retention::default();
+    keeping::by_count(&open(keep(Retention { count: 3, ..retention })).await).await;
+    keeping::by_bytes(&open(keep(Retention { bytes: 5_000, ..retention })).await).await;
+    keeping::one_event_may_exceed_the_bytes(&open(keep(Retention { bytes: 10, ..retention })).await).await;
+    keeping::by_age(&open(keep(Retention { age: Duration::ZERO, ..retention })).await).await;
+    keeping::forgets_all_about_a_removed_event(&open(keep(Retention { count: 1, ..retention })).await).await;
+    keeping::counts_what_it_holds(&open(options).await).await;
+    keeping::closes(&open(options).await).await;
+}
+
+const HELLO: &str = "octo/hello";
+
+/// More than any check stores.
+const ALL: ReadLimit = ReadLimit { events: 100_000, bytes: u64::MAX };
+
+fn client(name: &str) -> ClientId {
+    name.parse().expect("a valid id")
+}
+
+fn filter(repository: &str) -> Filter {
+    Filter { repositories: vec![repository.parse().expect("a valid pattern")], events: Vec::new() }
+}
+
+/// An outcome of which no field is a default.
+fn outcome(target: &str, result: OutcomeResult) -> Outcome {
+    Outcome {
+        target: target.to_owned(),
+        result,
+        code: Some(502),
+        attempts: 3,
+        duration: Duration::from_nanos(1_234_567_891),
+        at: Timestamp::from_millis(1_700_000_123_456),
+        detail: "Bad Gateway — ü".to_owned(),
+    }
+}
+
+fn acknowledgement(sequence: Sequence) -> Acknowledgement {
+    Acknowledgement { sequence, outcomes: vec![outcome("jenkins", OutcomeResult::Delivered)] }
+}
+
+/// Appends test webhook `number`; what was done.
+async fn append(store: &impl EventStore, number: u64) -> Appended {
+    append_to(store, number, HELLO).await
+}
+
+async fn append_to(store: &impl EventStore, number: u64, repository: &str) -> Appended {
+    store.append(testing::webhook(number, repository, 1000)).await.expect("the append")
+}
+
+/// Appends test webhooks; their sequences.
+async fn fill(store: &impl EventStore, numbers: impl IntoIterator<Item = u64>) -> Vec<Sequence> {
+    let mut sequences = Vec::new();
+    for number in numbers {
+        sequences.push(append(store, number).await.sequence());
+    }
+    sequences
+}
+
+/// Everything after a sequence that the filter selects, read page by page up to the head.
+async fn read_all(store: &impl EventStore, after: Sequence, filter: &Filter) -> Vec<Arc<Event>> {
+    let head = *store.head().borrow();
+    let (mut events, mut at) = (Vec::new(), after);
+    while at < head {
+        let page = store.read(at, filter, ALL).await.expect("the read");
+        assert!(page.read_to > at, "a read before the head gets on");
+        events.extend(page.events);
+        at = page.read_to;
+    }
+    events
+}
+
+async fn sequences_after(store: &impl EventStore, after: Sequence) -> Vec<Sequence> {
+    read_all(store, after, &Filter::default()).await.iter().map(|event| event.sequence).collect()
+}
+
+/// Waits until the store holds this many events: retention says nothing when it has removed one.
+async fn until_holds(store: &impl EventStore, events: u64) {
+    let holds = async {
+        while store.statistics().await.expect("the statistics").events != events {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), holds).await.expect("retention comes in the end");
+}

@@ -1,4 +1,224 @@
-//! The memory store.
-/// Memory store.
+//! The store without a disk, for tests, embedding and platforms that keep nothing.
+//!
+//! It is a log without bounds of its own ([`Tail`]) under one lock, with maps beside it. No call waits: every
+//! operation is a few map accesses, and a read is bounded. Retention happens at each call, before it looks: nothing
+//! needs a thread or a timer, and between calls count and bytes are within their bounds all the same, because only
+//! an append could break them. Age is measured with the monotonic clock.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::tail::{Bounds, Tail};
+use super::{
+    Acknowledgement, Appended, EventStore, Options, Page, ReadLimit, Redelivery, Statistics, StoreError,
+    beyond,
+};
+use crate::event::{ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook};
+use crate::filter::Filter;
+use crate::subscription::Progress;
+use crate::target::Outcome;
+
+/// A store in memory: gone with the process, otherwise as good as any.
 #[derive(Debug)]
-pub struct MemoryStore;
+pub struct MemoryStore {
+    options: Options,
+    state: Mutex<State>,
+    head: watch::Receiver<Sequence>,
+}
+
+#[derive(Debug)]
+struct State {
+    log: Tail,
+    /// When each event of the log was accepted.
+    accepted: VecDeque<Instant>,
+    /// The newest event of each identity.
+    newest: HashMap<Identity, Sequence>,
+    outcomes: BTreeMap<Sequence, BTreeMap<(ClientId, String), Outcome>>,
+    clients: HashMap<ClientId, Progress>,
+    /// `None` once closed: whoever waits on the head wakes.
+    head: Option<watch::Sender<Sequence>>,
+}
+
+type Identity = (Source, Option<HookId>, DeliveryId);
+
+fn identity(facts: &Facts) -> Identity {
+    let (source, hook, delivery) = facts.identity();
+    (source.clone(), hook.cloned(), delivery.clone())
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new(options: Options) -> Self {
+        let (sender, head) = watch::channel(Sequence::ZERO);
+        let state = State {
+            log: Tail::new(Sequence::ZERO, Bounds::NONE),
+            accepted: VecDeque::new(),
+            newest: HashMap::new(),
+            outcomes: BTreeMap::new(),
+            clients: HashMap::new(),
+            head: Some(sender),
+        };
+        Self { options, state: Mutex::new(state), head }
+    }
+
+    /// The state, after retention.
+    fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        // No operation leaves the state half changed where it could panic, so a poisoned lock is still good.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.head.is_none() {
+            return Err(StoreError::Closed);
+        }
+        state.retain(&self.options, Instant::now());
+        Ok(state)
+    }
+}
+
+impl State {
+    /// Removes what is over a bound, oldest first.
+    fn retain(&mut self, options: &Options, now: Instant) {
+        let retention = options.retention;
+        while let Some(accepted) = self.accepted.front() {
+            let too_old = now.saturating_duration_since(*accepted) > retention.age;
+            let too_many = self.log.len() > 1
+                && (self.log.len() as u64 > retention.count || self.log.bytes() > retention.bytes);
+            if !too_old && !too_many {
+                return;
+            }
+            self.accepted.pop_front();
+            let Some(event) = self.log.remove_first() else { return };
+            self.forget(&event);
+        }
+    }
+
+    /// Drops what was kept beside an event that is gone.
+    fn forget(&mut self, event: &Event) {
+        let identity = identity(&event.webhook.facts);
+        if self.newest.get(&identity) == Some(&event.sequence) {
+            self.newest.remove(&identity);
+        }
+        self.outcomes.remove(&event.sequence);
+        for progress in self.clients.values_mut() {
+            progress.ahead.remove(&event.sequence);
+        }
+    }
+
+    fn append(&mut self, webhook: Webhook, options: &Options) -> Appended {
+        let identity = identity(&webhook.facts);
+        let known = self.newest.get(&identity).copied();
+        if let Some(sequence) = known {
+            let undelivered = !self.outcomes.contains_key(&sequence);
+            if undelivered || options.redelivery == Redelivery::Drop {
+                return Appended::Repeat { sequence };
+            }
+        }
+        let sequence = self.log.head().next();
+        let redelivery = known.is_some();
+        self.newest.insert(identity, sequence);
+        self.accepted.push_back(Instant::now());
+        self.log.push(Arc::new(Event { sequence, redelivery, webhook }));
+        Appended::Stored { sequence, redelivery }
+    }
+
+    fn acknowledge(&mut self, client: &ClientId, acknowledgements: Vec<Acknowledgement>, cursor: Sequence) {
+        let progress = self.clients.entry(client.clone()).or_default();
+        progress.cursor = progress.cursor.max(cursor);
+        let ahead = beyond(&acknowledgements, progress.cursor);
+        progress.ahead.extend(ahead.into_iter().filter(|sequence| self.log.contains(*sequence)));
+        progress.ahead = progress.ahead.split_off(&progress.cursor.next());
+        for Acknowledgement { sequence, outcomes } in acknowledgements {
+            if outcomes.is_empty() || !self.log.contains(sequence) {
+                continue;
+            }
+            let kept = self.outcomes.entry(sequence).or_default();
+            kept.extend(
+                outcomes.into_iter().map(|outcome| ((client.clone(), outcome.target.clone()), outcome)),
+            );
+        }
+    }
+}
+
+#[async_trait]
+impl EventStore for MemoryStore {
+    async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError> {
+        let mut state = self.state()?;
+        let appended = state.append(webhook, &self.options);
+        if let Appended::Stored { sequence, .. } = appended {
+            state.retain(&self.options, Instant::now());
+            if let Some(head) = &state.head {
+                head.send_replace(sequence);
+            }
+        }
+        Ok(appended)
+    }
+
+    async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError> {
+        let state = self.state()?;
+        Ok(state.log.read(after, filter, limit).unwrap_or(Page { events: Vec::new(), read_to: after }))
+    }
+
+    fn head(&self) -> watch::Receiver<Sequence> {
+        self.head.clone()
+    }
+
+    async fn before(&self, time: Timestamp) -> Result<Sequence, StoreError> {
+        let state = self.state()?;
+        let first = state.log.iter().find(|event| event.webhook.facts.received_at >= time);
+        Ok(first.map_or(state.log.head(), |event| event.sequence.previous()))
+    }
+
+    async fn progress(&self, client: &ClientId) -> Result<Option<Progress>, StoreError> {
+        Ok(self.state()?.clients.get(client).cloned())
+    }
+
+    async fn seek(&self, client: &ClientId, cursor: Sequence) -> Result<(), StoreError> {
+        let progress = Progress { cursor, ..Progress::default() };
+        self.state()?.clients.insert(client.clone(), progress);
+        Ok(())
+    }
+
+    async fn acknowledge(
+        &self,
+        client: &ClientId,
+        acknowledgements: Vec<Acknowledgement>,
+        cursor: Sequence,
+    ) -> Result<(), StoreError> {
+        self.state()?.acknowledge(client, acknowledgements, cursor);
+        Ok(())
+    }
+
+    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError> {
+        let state = self.state()?;
+        let kept = state.outcomes.get(&sequence).into_iter().flatten();
+        Ok(kept.map(|((client, _), outcome)| (client.clone(), outcome.clone())).collect())
+    }
+
+    async fn statistics(&self) -> Result<Statistics, StoreError> {
+        let state = self.state()?;
+        Ok(Statistics {
+            events: state.log.len() as u64,
+            bytes: state.log.bytes(),
+            first: state.log.first().map_or(Sequence::ZERO, |event| event.sequence),
+            head: state.log.head(),
+        })
+    }
+
+    async fn close(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.head = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance;
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        conformance::run(async |options| MemoryStore::new(options)).await;
+    }
+}

@@ -23,6 +23,8 @@ mod tail;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+#[cfg(test)]
+mod model;
 
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
@@ -45,9 +47,10 @@ pub use sqlite::SqliteStore;
 ///   stored anew and marked, or refused if [`Redelivery::Drop`] is set. A repeat that comes before the first is
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
 /// - **Progress.** A client's cursor moves only by `acknowledge` and `seek`. Acknowledgements beyond the cursor are
-///   kept until it has passed them.
+///   kept until it has passed them or retention removes their event.
 /// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
-///   outcomes with them. It never stops an append for long. The newest event stays unless it is too old.
+///   outcomes with them. It follows an append, soon; it never stops one for long. The newest event stays unless it is
+///   too old. Age counts from acceptance by this store.
 /// - **Cancel safe.** A dropped future leaves the store whole; what it asked for may still be done.
 #[async_trait]
 pub trait EventStore: Send + Sync + fmt::Debug + 'static {
@@ -59,13 +62,15 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError>;
 
     /// Reads events after a sequence, in order, up to the limits and the head. An empty page whose `read_to` is not
-    /// beyond `after` means that there is nothing yet: wait for the head.
+    /// beyond `after` means that there is nothing yet: wait for the head. An empty page that was read further means
+    /// that nothing was selected so far: read on.
     ///
     /// # Errors
     /// [`StoreError::Failed`], [`StoreError::Closed`].
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError>;
 
     /// The sequence of the newest durable event ever accepted, to wait on. It stays when retention removes the event.
+    /// When the store closes, waiting ends with an error.
     fn head(&self) -> watch::Receiver<Sequence>;
 
     /// The greatest sequence whose reading-after starts with the first event received at `time` or later; the head
@@ -87,9 +92,9 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// As [`append`](Self::append).
     async fn seek(&self, client: &ClientId, cursor: Sequence) -> Result<(), StoreError>;
 
-    /// Stores outcomes and moves the client's cursor to `cursor` if that is forwards. All or nothing. An event that
-    /// retention has removed is no error: its outcomes are dropped. A second report for the same event, client and
-    /// target replaces the first.
+    /// Stores outcomes and moves the client's cursor to `cursor` if that is forwards; a client without one gets it.
+    /// All or nothing. An event that retention has removed is no error: its outcomes are dropped. A second report for
+    /// the same event, client and target replaces the first.
     ///
     /// # Errors
     /// As [`append`](Self::append).
@@ -194,7 +199,7 @@ pub struct Options {
 /// The bounds of what is kept, whichever strikes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Not longer than this.
+    /// Not longer than this after acceptance.
     pub age: Duration,
     /// Not more events than this, at least 1.
     pub count: u64,

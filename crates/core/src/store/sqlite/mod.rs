@@ -1,4 +1,274 @@
-//! The SQLite store.
-/// SQLite store.
+//! The durable store, on SQLite.
+//!
+//! # Constraints
+//!
+//! - An append returns after the event is on the disk, and the disk syncs a few hundred times a second at best:
+//!   everybody who waits must share one sync.
+//! - Memory is a few MiB, whatever is stored and whoever lags: page caches, queue and tail all have a bound.
+//! - A kill at any moment needs no repair: SQLite's write-ahead log is that, with `synchronous=FULL`.
+//!
+//! # Threads
+//!
+//! ```text
+//! append, acknowledge, seek ─► bounded queue ─► writer thread: one transaction per group ─► commit (sync)
+//!                                                   │                                         │
+//!                                     between groups: retention               tail, head, then the answers
+//!
+//! read ─► tail, if it reaches back far enough
+//!      └► one of two read connections, on tokio's blocking pool
+//! ```
+//!
+//! The writer takes whatever waits, at most [`writer::GROUP_REQUESTS`], so a group is as large as the disk is slow.
+//! Waiting for a group to fill would gain nothing. Requests see each other in the transaction, which makes a repeat
+//! within a group an ordinary repeat. A request that fails by itself must not fail the others: the group is rolled
+//! back and its requests are tried again one by one, so nothing is paid for that while all goes well. A full or
+//! broken disk fails the group; the writer tries again with the next one and needs no restart.
+//!
+//! # Layout
+//!
+//! One folder: `lock` (held while the store is open, with the holder's process id), `events.db`, and SQLite's own
+//! `events.db-wal` and `events.db-shm`. The tables are in [`schema`]. An event is two rows: a small one with
+//! everything that filters, listings and retention need, and its headers and body, which are touched only when they
+//! are written, delivered or removed. Head, count and bytes are one row, so that nothing is ever counted.
+//!
+//! # Recovery
+//!
+//! SQLite replays its log by itself. A new database is made under another name and renamed when it is complete, so
+//! an `events.db` that is empty or has no tables is never a store that was interrupted at birth: it is damaged, and
+//! is refused rather than begun anew. The store does not scan at open; damage inside a page is found when it is read.
+
+mod codec;
+mod folder;
+mod queue;
+mod reader;
+mod retention;
+mod schema;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use async_trait::async_trait;
+use rusqlite::ErrorCode;
+use tokio::sync::watch;
+
+use self::queue::{Answer, Queue, Task};
+use self::reader::Readers;
+use self::writer::Writer;
+use super::tail::{Bounds, Tail};
+use super::{
+    Acknowledgement, Appended, EventStore, OpenError, Options, Page, ReadLimit, Statistics, StoreError,
+};
+use crate::event::{ClientId, Sequence, Timestamp, Webhook};
+use crate::filter::Filter;
+use crate::subscription::Progress;
+use crate::target::Outcome;
+
+/// What the tail holds: seconds of a busy server, for followers that keep up.
+const TAIL: Bounds = Bounds { count: 4096, bytes: 4 << 20 };
+
+/// A store in a folder, durable.
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    readers: Readers,
+    /// `None` once closed: that ends the writer when it has done what it was given.
+    queue: RwLock<Option<Queue>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    head: watch::Receiver<Sequence>,
+    /// Fails when the writer has ended.
+    ended: watch::Receiver<()>,
+    closed: AtomicBool,
+}
+
+/// What the writer publishes and everybody sees.
 #[derive(Debug)]
-pub struct SqliteStore;
+struct Shared {
+    database: PathBuf,
+    tail: RwLock<Tail>,
+    statistics: Mutex<Statistics>,
+}
+
+impl Shared {
+    fn statistics(&self) -> Statistics {
+        *self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store in `folder`, or makes it. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong and what to do about it. A store that cannot be read is never begun anew.
+    pub fn open(folder: &Path, options: Options) -> Result<Self, OpenError> {
+        let lock = folder::lock(folder)?;
+        let database = folder.join(schema::FILE);
+        let connection = schema::open(&database)?;
+        let statistics =
+            schema::statistics(&connection).map_err(|error| schema::refusal(&database, &error))?;
+
+        let shared = Arc::new(Shared {
+            database: database.clone(),
+            tail: RwLock::new(Tail::new(statistics.head, TAIL)),
+            statistics: Mutex::new(statistics),
+        });
+        let (head_sender, head) = watch::channel(statistics.head);
+        let (end_sender, ended) = watch::channel(());
+        let (queue, requests) = queue::queue();
+        let writer = Writer::new(connection, options, Arc::clone(&shared), head_sender, requests)
+            .map_err(|error| schema::refusal(&database, &error))?;
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || {
+                writer.run();
+                // In this order: who sees the end may open the folder again.
+                drop(lock);
+                drop(end_sender);
+            })
+            .map_err(|error| OpenError::Unusable {
+                path: database.display().to_string(),
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            shared,
+            readers: Readers::new(database),
+            queue: RwLock::new(Some(queue)),
+            thread: Mutex::new(Some(thread)),
+            head,
+            ended,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Gives the writer a task; returns when it is durable.
+    async fn write<T>(&self, task: impl FnOnce(Answer<T>) -> Task) -> Result<T, StoreError> {
+        let answer = {
+            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+            queue.as_ref().ok_or(StoreError::Closed)?.offer(task)?
+        };
+        // The writer answers everything it took; without an answer it has ended.
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.closed.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    /// Lets the writer end, when it has done what it was given.
+    fn end(&self) {
+        self.closed.store(true, Ordering::Release);
+        drop(self.queue.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+#[async_trait]
+impl EventStore for SqliteStore {
+    async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError> {
+        self.write(|answer| Task::Append { webhook: Box::new(webhook), answer }).await
+    }
+
+    async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError> {
+        self.check_open()?;
+        let head = {
+            let tail = self.shared.tail.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(page) = tail.read(after, filter, limit) {
+                return Ok(page);
+            }
+            tail.head()
+        };
+        let filter = filter.clone();
+        self.readers.run(move |connection| reader::page(connection, after, head, &filter, limit)).await
+    }
+
+    fn head(&self) -> watch::Receiver<Sequence> {
+        self.head.clone()
+    }
+
+    async fn before(&self, time: Timestamp) -> Result<Sequence, StoreError> {
+        self.check_open()?;
+        let head = *self.head.borrow();
+        self.readers.run(move |connection| reader::before(connection, time, head)).await
+    }
+
+    async fn progress(&self, client: &ClientId) -> Result<Option<Progress>, StoreError> {
+        self.check_open()?;
+        let client = client.clone();
+        self.readers.run(move |connection| reader::progress(connection, &client)).await
+    }
+
+    async fn seek(&self, client: &ClientId, cursor: Sequence) -> Result<(), StoreError> {
+        let client = client.clone();
+        self.write(|answer| Task::Seek { client, cursor, answer }).await
+    }
+
+    async fn acknowledge(
+        &self,
+        client: &ClientId,
+        acknowledgements: Vec<Acknowledgement>,
+        cursor: Sequence,
+    ) -> Result<(), StoreError> {
+        let client = client.clone();
+        self.write(|answer| Task::Acknowledge { client, acknowledgements, cursor, answer }).await
+    }
+
+    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError> {
+        self.check_open()?;
+        self.readers.run(move |connection| reader::outcomes(connection, sequence)).await
+    }
+
+    async fn statistics(&self) -> Result<Statistics, StoreError> {
+        self.check_open()?;
+        Ok(self.shared.statistics())
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        // First the readers: a connection that still reads would keep the writer from emptying the log.
+        self.readers.close().await;
+        self.end();
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+        // The thread is past its last statement, so this does not block.
+        self.join();
+    }
+}
+
+impl Drop for SqliteStore {
+    /// Closes a store that was not closed. Blocks for one group, as the folder may be opened again right after.
+    fn drop(&mut self) {
+        self.readers.release();
+        self.end();
+        self.join();
+    }
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("database", &self.shared.database).finish_non_exhaustive()
+    }
+}
+
+/// What an error of SQLite means for whoever asked.
+fn failure(database: &Path, error: rusqlite::Error) -> StoreError {
+    // The file beside the database in which its connections meet (-shm) grows too, and has its own code for that.
+    const IOERR_SHMSIZE: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+    match error.sqlite_error() {
+        Some(code) if code.code == ErrorCode::DiskFull || code.extended_code == IOERR_SHMSIZE => {
+            StoreError::Full { path: database.display().to_string() }
+        }
+        _ => StoreError::Failed(Arc::new(error)),
+    }
+}

@@ -1,0 +1,105 @@
+//! Retention, totals, the end.
+
+use super::{ALL, acknowledgement, append, client, fill, read_all, sequences_after, until_holds};
+use crate::event::{Sequence, Timestamp};
+use crate::filter::Filter;
+use crate::store::{Appended, EventStore, StoreError};
+use crate::testing;
+
+/// The store keeps three events.
+pub(super) async fn by_count(store: &impl EventStore) {
+    let all = fill(store, 0..10).await;
+    until_holds(store, 3).await;
+    assert_eq!(sequences_after(store, Sequence::ZERO).await, all[7..], "the oldest go first");
+    let statistics = store.statistics().await.expect("the statistics");
+    assert_eq!((statistics.first, statistics.head), (all[7], all[9]));
+}
+
+/// The store keeps 5,000 bytes, and one webhook has a good thousand.
+pub(super) async fn by_bytes(store: &impl EventStore) {
+    let all = fill(store, 0..10).await;
+    until_holds(store, 4).await;
+    assert_eq!(sequences_after(store, Sequence::ZERO).await, all[6..]);
+    assert!(store.statistics().await.expect("the statistics").bytes <= 5_000);
+}
+
+/// The store keeps ten bytes.
+pub(super) async fn one_event_may_exceed_the_bytes(store: &impl EventStore) {
+    let all = fill(store, 0..3).await;
+    until_holds(store, 1).await;
+    assert_eq!(sequences_after(store, Sequence::ZERO).await, all[2..]);
+}
+
+/// The store keeps nothing for longer than no time at all.
+pub(super) async fn by_age(store: &impl EventStore) {
+    let first = append(store, 0).await.sequence();
+    until_holds(store, 0).await;
+    let statistics = store.statistics().await.expect("the statistics");
+    assert_eq!((statistics.bytes, statistics.first, statistics.head), (0, Sequence::ZERO, first));
+    assert_eq!(*store.head().borrow(), first, "the head stays");
+    assert!(sequences_after(store, Sequence::ZERO).await.is_empty());
+    let second = append(store, 1).await.sequence();
+    assert!(second > first, "a sequence is never used again");
+    until_holds(store, 0).await;
+    assert_eq!(store.before(Timestamp::default()).await.expect("the answer"), second);
+}
+
+/// The store keeps one event.
+pub(super) async fn forgets_all_about_a_removed_event(store: &impl EventStore) {
+    let (name, first) = (client("a"), append(store, 0).await.sequence());
+    store
+        .acknowledge(&name, vec![acknowledgement(first)], Sequence::ZERO)
+        .await
+        .expect("the acknowledgement");
+    let second = append(store, 1).await.sequence();
+    until_holds(store, 1).await;
+    assert_eq!(store.outcomes(first).await.expect("the outcomes"), []);
+    let progress = store.progress(&name).await.expect("the progress").expect("a cursor");
+    assert!(progress.ahead.is_empty(), "it can never be sent again");
+
+    // Its acknowledgement comes late, together with one that counts.
+    let late = vec![acknowledgement(first), acknowledgement(second)];
+    store.acknowledge(&name, late, Sequence::ZERO).await.expect("no error");
+    assert_eq!(store.outcomes(first).await.expect("the outcomes"), []);
+    assert_eq!(store.outcomes(second).await.expect("the outcomes").len(), 1);
+    let progress = store.progress(&name).await.expect("the progress").expect("a cursor");
+    assert_eq!(progress.ahead, [second].into());
+
+    let again = append(store, 0).await;
+    assert!(
+        matches!(again, Appended::Stored { redelivery: false, .. }),
+        "its identity is forgotten: {again:?}"
+    );
+}
+
+pub(super) async fn counts_what_it_holds(store: &impl EventStore) {
+    assert_eq!(store.statistics().await.expect("the statistics"), crate::store::Statistics::default());
+    let all = fill(store, [0, 1, 1, 2]).await;
+    let events = read_all(store, Sequence::ZERO, &Filter::default()).await;
+    let statistics = store.statistics().await.expect("the statistics");
+    assert_eq!(statistics.events, 3);
+    assert_eq!(statistics.bytes, events.iter().map(|event| event.webhook.size()).sum::<u64>());
+    assert_eq!((statistics.first, statistics.head), (all[0], all[3]));
+}
+
+pub(super) async fn closes(store: &impl EventStore) {
+    let sequence = append(store, 0).await.sequence();
+    let mut head = store.head();
+    head.mark_unchanged();
+    store.close().await;
+    store.close().await;
+    assert!(head.changed().await.is_err(), "who waits for the head wakes");
+    assert_eq!(*head.borrow(), sequence);
+
+    let name = client("a");
+    let closed =
+        |result: Result<(), StoreError>| assert!(matches!(result, Err(StoreError::Closed)), "{result:?}");
+    closed(store.append(testing::webhook(1, super::HELLO, 1)).await.map(drop));
+    closed(store.read(Sequence::ZERO, &Filter::default(), ALL).await.map(drop));
+    closed(store.before(Timestamp::default()).await.map(drop));
+    closed(store.progress(&name).await.map(drop));
+    closed(store.seek(&name, sequence).await);
+    closed(store.acknowledge(&name, Vec::new(), sequence).await);
+    closed(store.outcomes(sequence).await.map(drop));
+    closed(store.statistics().await.map(drop));
+}

@@ -1,0 +1,103 @@
+//! Cursors, acknowledgements, outcomes.
+
+use super::{acknowledgement, client, fill, outcome};
+use crate::event::Sequence;
+use crate::store::{Acknowledgement, EventStore};
+use crate::subscription::Progress;
+use crate::target::OutcomeResult;
+
+async fn progress(store: &impl EventStore, name: &str) -> Option<Progress> {
+    store.progress(&client(name)).await.expect("the progress")
+}
+
+async fn acknowledge(store: &impl EventStore, name: &str, sequences: &[Sequence], cursor: Sequence) {
+    let acknowledgements = sequences.iter().copied().map(acknowledgement).collect();
+    store.acknowledge(&client(name), acknowledgements, cursor).await.expect("the acknowledgement");
+}
+
+fn at(cursor: Sequence, ahead: &[Sequence]) -> Option<Progress> {
+    Some(Progress { cursor, ahead: ahead.iter().copied().collect() })
+}
+
+pub(super) async fn a_new_client_has_none(store: &impl EventStore) {
+    let all = fill(store, 0..3).await;
+    assert_eq!(progress(store, "a").await, None);
+    acknowledge(store, "a", &all[1..2], Sequence::ZERO).await;
+    assert_eq!(progress(store, "a").await, at(Sequence::ZERO, &all[1..2]));
+    assert_eq!(progress(store, "b").await, None, "each client has its own");
+}
+
+pub(super) async fn acknowledging_moves_forwards_only(store: &impl EventStore) {
+    let all = fill(store, 0..5).await;
+    acknowledge(store, "a", &all[..3], all[2]).await;
+    assert_eq!(progress(store, "a").await, at(all[2], &[]));
+    acknowledge(store, "a", &all[..1], all[0]).await;
+    assert_eq!(progress(store, "a").await, at(all[2], &[]));
+    acknowledge(store, "a", &[], all[4]).await;
+    assert_eq!(progress(store, "a").await, at(all[4], &[]));
+    acknowledge(store, "a", &[], all[4]).await;
+    assert_eq!(progress(store, "a").await, at(all[4], &[]), "twice is as good as once");
+}
+
+pub(super) async fn keeps_what_is_done_ahead(store: &impl EventStore) {
+    let all = fill(store, 0..6).await;
+    acknowledge(store, "a", &[all[2], all[4]], Sequence::ZERO).await;
+    acknowledge(store, "a", &[all[4], all[5]], all[0]).await;
+    assert_eq!(progress(store, "a").await, at(all[0], &[all[2], all[4], all[5]]));
+    acknowledge(store, "a", &[all[1], all[3]], all[4]).await;
+    assert_eq!(progress(store, "a").await, at(all[4], &[all[5]]));
+    // A late acknowledgement with an old cursor is measured by the cursor that is.
+    acknowledge(store, "a", &[all[3]], all[1]).await;
+    assert_eq!(progress(store, "a").await, at(all[4], &[all[5]]));
+    acknowledge(store, "a", &[], all[5]).await;
+    assert_eq!(progress(store, "a").await, at(all[5], &[]));
+}
+
+pub(super) async fn seeking_forgets_what_is_ahead(store: &impl EventStore) {
+    let all = fill(store, 0..4).await;
+    acknowledge(store, "a", &[all[1], all[3]], Sequence::ZERO).await;
+    acknowledge(store, "b", &[all[3]], Sequence::ZERO).await;
+    for cursor in [all[2], all[0], Sequence::ZERO, Sequence::MAX] {
+        store.seek(&client("a"), cursor).await.expect("the seek");
+        assert_eq!(progress(store, "a").await, at(cursor, &[]));
+    }
+    store.seek(&client("new"), all[1]).await.expect("the seek");
+    assert_eq!(progress(store, "new").await, at(all[1], &[]));
+    assert_eq!(progress(store, "b").await, at(Sequence::ZERO, &[all[3]]), "others are left alone");
+}
+
+pub(super) async fn keeps_outcomes_by_client_and_target(store: &impl EventStore) {
+    let all = fill(store, 0..2).await;
+    let delivered = outcome("jenkins", OutcomeResult::Delivered);
+    let failed = outcome("argo", OutcomeResult::Failed);
+    let mut filtered = outcome("argo", OutcomeResult::Filtered);
+    filtered.code = None;
+    let reported =
+        vec![Acknowledgement { sequence: all[0], outcomes: vec![delivered.clone(), failed.clone()] }];
+    store.acknowledge(&client("b"), reported, all[0]).await.expect("the acknowledgement");
+    let reported = vec![Acknowledgement { sequence: all[0], outcomes: vec![filtered.clone()] }];
+    store.acknowledge(&client("a"), reported, all[0]).await.expect("the acknowledgement");
+    assert_eq!(
+        store.outcomes(all[0]).await.expect("the outcomes"),
+        [(client("a"), filtered), (client("b"), failed), (client("b"), delivered)]
+    );
+    assert_eq!(store.outcomes(all[1]).await.expect("the outcomes"), []);
+    assert_eq!(
+        store.outcomes(all[1].next()).await.expect("the outcomes"),
+        [],
+        "of an event that is not there"
+    );
+}
+
+pub(super) async fn a_second_report_replaces_the_first(store: &impl EventStore) {
+    let all = fill(store, 0..1).await;
+    let first = outcome("jenkins", OutcomeResult::Failed);
+    let mut second = outcome("jenkins", OutcomeResult::Delivered);
+    second.code = None;
+    second.attempts = 9;
+    for outcome in [first, second.clone()] {
+        let reported = vec![Acknowledgement { sequence: all[0], outcomes: vec![outcome] }];
+        store.acknowledge(&client("a"), reported, all[0]).await.expect("the acknowledgement");
+    }
+    assert_eq!(store.outcomes(all[0]).await.expect("the outcomes"), [(client("a"), second)]);
+}

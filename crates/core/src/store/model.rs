@@ -1,0 +1,261 @@
+//! Random operations on a store and on the simplest thing that could be one: both must say the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::{Acknowledgement, Appended, EventStore, MemoryStore, Options, ReadLimit, Redelivery};
+use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::filter::Filter;
+use crate::subscription::Progress;
+use crate::target::{Outcome, OutcomeResult};
+use crate::testing;
+
+/// Sequences are given as places in the log, so that they hit; one beyond the end is an event that is not there.
+#[derive(Clone, Debug)]
+enum Step {
+    Append { number: u64, size: usize },
+    Acknowledge { client: u8, events: Vec<(usize, bool)>, cursor: usize },
+    Seek { client: u8, cursor: usize },
+    Read { after: usize, repository: Option<bool>, events: usize, bytes: u64 },
+    Before { time: u64 },
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (place, client) = (0..15usize, 0..2u8);
+    prop_oneof![
+        6 => (0..8u64, 0..3000usize).prop_map(|(number, size)| Step::Append { number, size }),
+        4 => (client.clone(), proptest::collection::vec((place.clone(), any::<bool>()), 0..3), place.clone())
+            .prop_map(|(client, events, cursor)| Step::Acknowledge { client, events, cursor }),
+        1 => (client, place.clone()).prop_map(|(client, cursor)| Step::Seek { client, cursor }),
+        4 => (place, any::<Option<bool>>(), 0..6usize, 0..8000u64)
+            .prop_map(|(after, repository, events, bytes)| Step::Read { after, repository, events, bytes }),
+        1 => (0..9u64).prop_map(|time| Step::Before { time }),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+fn client(number: u8) -> ClientId {
+    format!("client-{number}").parse().unwrap()
+}
+
+fn repository(even: bool) -> &'static str {
+    if even { "octo/even" } else { "octo/odd" }
+}
+
+fn webhook(number: u64, size: usize) -> Webhook {
+    testing::webhook(number, repository(number.is_multiple_of(2)), size)
+}
+
+fn outcome(attempts: u32) -> Outcome {
+    Outcome {
+        target: "jenkins".to_owned(),
+        result: OutcomeResult::Failed,
+        code: None,
+        attempts,
+        duration: Duration::from_nanos(attempts.into()),
+        at: Timestamp::from_millis(1),
+        detail: String::new(),
+    }
+}
+
+/// The simplest store: it looks through everything, always.
+#[derive(Debug, Default)]
+struct Model {
+    events: Vec<Arc<Event>>,
+    outcomes: BTreeMap<(Sequence, u8), Outcome>,
+    progress: BTreeMap<u8, Progress>,
+    reports: u32,
+}
+
+impl Model {
+    fn sequence(&self, place: usize) -> Sequence {
+        match place.checked_sub(1) {
+            None => Sequence::ZERO,
+            Some(at) => self.events.get(at).map_or(self.head().next(), |event| event.sequence),
+        }
+    }
+
+    fn head(&self) -> Sequence {
+        self.events.last().map_or(Sequence::ZERO, |event| event.sequence)
+    }
+
+    /// The repeated event, or whether it is a redelivery.
+    fn known(&self, webhook: &Webhook, redelivery: Redelivery) -> Result<bool, Sequence> {
+        let same = |event: &&Arc<Event>| event.webhook.facts.identity() == webhook.facts.identity();
+        let Some(newest) = self.events.iter().rev().find(same) else { return Ok(false) };
+        let delivered = self.outcomes.keys().any(|(sequence, _)| *sequence == newest.sequence);
+        if delivered && redelivery == Redelivery::Deliver { Ok(true) } else { Err(newest.sequence) }
+    }
+
+    fn acknowledge(&mut self, client: u8, acknowledgements: &[Acknowledgement], cursor: Sequence) {
+        let progress = self.progress.entry(client).or_default();
+        progress.cursor = progress.cursor.max(cursor);
+        for Acknowledgement { sequence, outcomes } in acknowledgements {
+            if self.events.iter().any(|event| event.sequence == *sequence) {
+                progress.ahead.insert(*sequence);
+                for outcome in outcomes {
+                    self.outcomes.insert((*sequence, client), outcome.clone());
+                }
+            }
+        }
+        let cursor = progress.cursor;
+        progress.ahead.retain(|sequence| *sequence > cursor);
+    }
+
+    fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Vec<Arc<Event>> {
+        let mut bytes = 0;
+        let selected = self.events.iter().filter(|event| event.sequence > after);
+        let selected = selected.filter(|event| filter.matches(&event.webhook.facts)).enumerate();
+        selected
+            .take_while(|(at, event)| {
+                bytes += event.webhook.size();
+                *at == 0 || (*at < limit.events && bytes <= limit.bytes)
+            })
+            .map(|(_, event)| Arc::clone(event))
+            .collect()
+    }
+
+    fn before(&self, time: Timestamp) -> Sequence {
+        let first = self.events.iter().find(|event| event.webhook.facts.received_at >= time);
+        first.map_or(self.head(), |event| event.sequence.previous())
+    }
+
+    /// Does one step in both and compares what they say.
+    async fn follow(
+        &mut self,
+        store: &impl EventStore,
+        step: Step,
+        options: Options,
+    ) -> Result<(), TestCaseError> {
+        match step {
+            Step::Append { number, size } => {
+                let webhook = webhook(number, size);
+                let known = self.known(&webhook, options.redelivery);
+                match store.append(webhook.clone()).await.unwrap() {
+                    Appended::Repeat { sequence } => prop_assert_eq!(known, Err(sequence)),
+                    Appended::Stored { sequence, redelivery } => {
+                        prop_assert_eq!(known, Ok(redelivery));
+                        prop_assert!(sequence > self.head());
+                        self.events.push(Arc::new(Event { sequence, redelivery, webhook }));
+                    }
+                }
+            }
+            Step::Acknowledge { client: number, events, cursor } => {
+                let mut acknowledgements = Vec::new();
+                for (place, reported) in events {
+                    self.reports += 1;
+                    let outcomes = if reported { vec![outcome(self.reports)] } else { Vec::new() };
+                    acknowledgements.push(Acknowledgement { sequence: self.sequence(place), outcomes });
+                }
+                let cursor = self.sequence(cursor);
+                self.acknowledge(number, &acknowledgements, cursor);
+                store.acknowledge(&client(number), acknowledgements, cursor).await.unwrap();
+            }
+            Step::Seek { client: number, cursor } => {
+                let cursor = self.sequence(cursor);
+                self.progress.insert(number, Progress { cursor, ..Progress::default() });
+                store.seek(&client(number), cursor).await.unwrap();
+            }
+            Step::Read { after, repository: even, events, bytes } => {
+                let after = self.sequence(after);
+                let repositories = even.map(|even| repository(even).parse().unwrap()).into_iter().collect();
+                let filter = Filter { repositories, events: Vec::new() };
+                let limit = ReadLimit { events, bytes };
+                let page = store.read(after, &filter, limit).await.unwrap();
+                let rest = self.read(page.read_to, &filter, ReadLimit { events: 1, bytes: 0 });
+                prop_assert_eq!(&page.events, &self.read(after, &filter, limit));
+                prop_assert!(page.events.last().is_none_or(|event| event.sequence <= page.read_to));
+                prop_assert!(rest.is_empty() || !page.events.is_empty(), "read past what is selected");
+            }
+            Step::Before { time } => {
+                let time = Timestamp::from_millis(1_700_000_000_000 + time);
+                prop_assert_eq!(store.before(time).await.unwrap(), self.before(time));
+            }
+            Step::Reopen => {}
+        }
+        Ok(())
+    }
+
+    /// Compares everything that can be asked.
+    async fn compare(&self, store: &impl EventStore) -> Result<(), TestCaseError> {
+        let all = ReadLimit { events: 1000, bytes: u64::MAX };
+        let page = store.read(Sequence::ZERO, &Filter::default(), all).await.unwrap();
+        prop_assert_eq!(&page.events, &self.events);
+        prop_assert_eq!(*store.head().borrow(), self.head());
+        for number in 0..2 {
+            prop_assert_eq!(
+                store.progress(&client(number)).await.unwrap(),
+                self.progress.get(&number).cloned()
+            );
+        }
+        for event in &self.events {
+            let expected = (0..2).filter_map(|number| {
+                let outcome = self.outcomes.get(&(event.sequence, number))?;
+                Some((client(number), outcome.clone()))
+            });
+            prop_assert_eq!(store.outcomes(event.sequence).await.unwrap(), expected.collect::<Vec<_>>());
+        }
+        let statistics = store.statistics().await.unwrap();
+        prop_assert_eq!(statistics.events, self.events.len() as u64);
+        prop_assert_eq!(statistics.bytes, self.events.iter().map(|event| event.webhook.size()).sum::<u64>());
+        Ok(())
+    }
+}
+
+fn options(redelivery: bool) -> Options {
+    let redelivery = if redelivery { Redelivery::Deliver } else { Redelivery::Drop };
+    Options { redelivery, ..Options::default() }
+}
+
+/// Follows the steps; `reopen` makes a store of what the last one left.
+async fn follow<S: EventStore>(
+    steps: Vec<Step>,
+    options: Options,
+    mut reopen: impl AsyncFnMut(Option<S>) -> S,
+) -> Result<(), TestCaseError> {
+    let (mut store, mut model) = (reopen(None).await, Model::default());
+    for step in steps {
+        if matches!(step, Step::Reopen) {
+            store = reopen(Some(store)).await;
+        }
+        model.follow(&store, step, options).await?;
+    }
+    model.compare(&store).await
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn memory_is_as_the_model(steps in proptest::collection::vec(step(), 1..60), redelivery: bool) {
+        let options = options(redelivery);
+        let reopen = async |store: Option<MemoryStore>| store.unwrap_or_else(|| MemoryStore::new(options));
+        runtime().block_on(follow(steps, options, reopen))?;
+    }
+}
+
+#[cfg(feature = "sqlite")]
+proptest! {
+    // Each case syncs the disk some dozen times.
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sqlite_is_as_the_model(steps in proptest::collection::vec(step(), 1..60), redelivery: bool) {
+        let options = options(redelivery);
+        let folder = tempfile::TempDir::new()?;
+        let reopen = async |store: Option<super::SqliteStore>| {
+            drop(store);
+            super::SqliteStore::open(folder.path(), options).unwrap()
+        };
+        runtime().block_on(follow(steps, options, reopen))?;
+    }
+}

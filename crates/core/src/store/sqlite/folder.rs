@@ -1,0 +1,77 @@
+//! The store's folder: private, and held by one process at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use crate::store::OpenError;
+
+/// The file whose lock is the right to the folder.
+const LOCK: &str = "lock";
+
+/// Makes the folder if it is not there and takes it for this process. The lock ends with the returned file, and with
+/// the process however it ends, so a stale one cannot be.
+pub(super) fn lock(folder: &Path) -> Result<File, OpenError> {
+    make(folder).map_err(|error| unusable(folder, &error))?;
+    let path = folder.join(LOCK);
+    let mut file = private(OpenOptions::new().read(true).write(true).create(true).truncate(false))
+        .open(&path)
+        .map_err(|error| unusable(&path, &error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(OpenError::Locked { path: folder.display().to_string(), holder: holder(&mut file) });
+        }
+        Err(TryLockError::Error(error)) => return Err(unusable(&path, &error)),
+    }
+    sign(&mut file).map_err(|error| unusable(&path, &error))?;
+    Ok(file)
+}
+
+/// Makes the file at `path`, empty and readable by its owner only.
+pub(super) fn create(path: &Path) -> std::io::Result<File> {
+    private(OpenOptions::new().write(true).create_new(true)).open(path)
+}
+
+/// Makes a rename or a new file in `folder` durable.
+pub(super) fn sync(folder: &Path) -> std::io::Result<()> {
+    // Elsewhere a folder cannot be opened, and the system sees to it.
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The refusal for what the system would not do with `path`.
+pub(super) fn unusable(path: &Path, error: &std::io::Error) -> OpenError {
+    OpenError::Unusable { path: path.display().to_string(), reason: error.to_string() }
+}
+
+fn make(folder: &Path) -> std::io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+/// Leaves the process id for whoever finds the folder locked.
+fn sign(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    write!(file, "{}", std::process::id())
+}
+
+/// The process id in the lock file. It may be missing: where locks are mandatory the file cannot be read, and its
+/// holder may just be about to write.
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}

@@ -1,0 +1,167 @@
+//! Reading from the disk: two connections, each used by one task at a time on tokio's blocking pool.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::Semaphore;
+
+use super::{codec, failure, schema};
+use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::filter::Filter;
+use crate::store::tail::{Gather, Look};
+use crate::store::{Page, ReadLimit, StoreError};
+use crate::subscription::Progress;
+use crate::target::Outcome;
+
+/// How many reads run at once: a second one lets a short read pass a long one; more would wait for the same disk.
+const CONNECTIONS: usize = 2;
+
+/// The read connections.
+#[derive(Debug)]
+pub(super) struct Readers {
+    database: Arc<PathBuf>,
+    permits: Arc<Semaphore>,
+    /// Connections that are open and free. They are opened when first needed.
+    idle: Arc<Mutex<Vec<Connection>>>,
+}
+
+impl Readers {
+    /// No connection yet.
+    pub(super) fn new(database: PathBuf) -> Self {
+        Self {
+            database: Arc::new(database),
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            idle: Arc::new(Mutex::new(Vec::new())),
+        }
+    }
+
+    /// Runs `read` with a connection, off the async threads. Reads wait their turn in order.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let (database, idle) = (Arc::clone(&self.database), Arc::clone(&self.idle));
+        let task = tokio::task::spawn_blocking(move || {
+            // A dropped future does not stop the read: the permit goes with it, so that the bound holds.
+            let _permit = permit;
+            let free = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = free.map_or_else(|| open(&database), Ok);
+            let result = connection.and_then(|connection| {
+                let result = read(&connection)?;
+                // After an error the connection is not used again: what is wrong with it is not known.
+                idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                Ok(result)
+            });
+            result.map_err(|error| failure(&database, error))
+        });
+        // It fails if it panicked, or if the runtime shuts down.
+        task.await.map_err(|error| StoreError::Failed(Arc::new(error)))?
+    }
+
+    /// Waits for the reads that run, then closes the connections. Later reads are refused.
+    pub(super) async fn close(&self) {
+        let all = self.permits.acquire_many(CONNECTIONS as u32).await;
+        self.permits.close();
+        drop(all);
+        self.release();
+    }
+
+    /// Closes the connections that are free.
+    pub(super) fn release(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+fn open(database: &std::path::Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(database, schema::flags())?;
+    schema::configure(&connection, schema::READER_CACHE)?;
+    connection.execute_batch("PRAGMA query_only = ON;")?;
+    Ok(connection)
+}
+
+/// Reads events after a sequence and up to `head`.
+pub(super) fn page(
+    connection: &Connection,
+    after: Sequence,
+    head: Sequence,
+    filter: &Filter,
+    limit: ReadLimit,
+) -> rusqlite::Result<Page> {
+    // One transaction: retention may remove an event between its two rows.
+    let transaction = connection.unchecked_transaction()?;
+    let mut scan = transaction.prepare_cached(&format!(
+        "SELECT {} FROM events WHERE sequence > ?1 AND sequence <= ?2 ORDER BY sequence",
+        codec::FACTS
+    ))?;
+    let mut rows = scan.query(params![codec::signed(after.get()), codec::signed(head.get())])?;
+    let mut gather = Gather::new(after, limit);
+    while let Some(row) = rows.next()? {
+        let sequence = codec::sequence(row, 0)?;
+        let facts = codec::facts(row)?;
+        match gather.look(sequence, &facts, codec::number(row, 1)?, filter) {
+            Look::Stop => return Ok(gather.stop()),
+            Look::Pass => {}
+            Look::Take => {
+                let (headers, body) = payload(&transaction, sequence)?;
+                let webhook = Webhook { facts, headers, body };
+                gather.take(Arc::new(Event { sequence, redelivery: row.get(2)?, webhook }));
+            }
+        }
+    }
+    Ok(gather.finish(head))
+}
+
+fn payload(
+    connection: &Connection,
+    sequence: Sequence,
+) -> rusqlite::Result<(crate::headers::Headers, Bytes)> {
+    let mut select = connection.prepare_cached("SELECT headers, body FROM payloads WHERE sequence = ?1")?;
+    select.query_row([codec::signed(sequence.get())], |row| {
+        let headers = codec::decode_headers(row.get_ref(0)?.as_blob()?).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error))
+        })?;
+        Ok((headers, Bytes::from(row.get::<_, Vec<u8>>(1)?)))
+    })
+}
+
+/// The sequence before the first event received at `time` or later.
+pub(super) fn before(connection: &Connection, time: Timestamp, head: Sequence) -> rusqlite::Result<Sequence> {
+    // Times are nearly in order, so the index has few candidates for a recent time. Left alone (hence the plus),
+    // SQLite would look for the minimum through all events from the oldest on.
+    let first: Option<i64> = connection
+        .prepare_cached(
+            "SELECT min(+sequence) FROM events INDEXED BY events_by_time WHERE received_at >= ?1",
+        )?
+        .query_row([codec::signed(time.as_millis())], |row| row.get(0))?;
+    let first = first.map(|first| Sequence::new(first.unsigned_abs()));
+    Ok(first.filter(|first| *first <= head).map_or(head, Sequence::previous))
+}
+
+/// How far the client has come.
+pub(super) fn progress(connection: &Connection, client: &ClientId) -> rusqlite::Result<Option<Progress>> {
+    let transaction = connection.unchecked_transaction()?;
+    let cursor = transaction
+        .prepare_cached("SELECT cursor FROM cursors WHERE client = ?1")?
+        .query_row([client.as_str()], |row| codec::sequence(row, 0))
+        .optional()?;
+    let Some(cursor) = cursor else { return Ok(None) };
+    let mut select = transaction.prepare_cached("SELECT sequence FROM ahead WHERE client = ?1")?;
+    let ahead =
+        select.query_map([client.as_str()], |row| codec::sequence(row, 0))?.collect::<Result<_, _>>()?;
+    Ok(Some(Progress { cursor, ahead }))
+}
+
+/// All outcomes of one event.
+pub(super) fn outcomes(
+    connection: &Connection,
+    sequence: Sequence,
+) -> rusqlite::Result<Vec<(ClientId, Outcome)>> {
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT {} FROM outcomes WHERE sequence = ?1 ORDER BY client, target",
+        codec::OUTCOME
+    ))?;
+    select.query_map([codec::signed(sequence.get())], codec::outcome)?.collect()
+}
