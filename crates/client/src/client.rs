@@ -113,17 +113,14 @@ impl Client {
             max_events: self.options.max_events,
             max_bytes: self.options.max_bytes,
         };
-        let seen = std::cell::Cell::new(false);
-        let end = session::run(connection, subscription, deliveries, stop, |progress| {
-            seen.set(true);
+        session::run(connection, subscription, deliveries, stop, |progress| {
+            *started = true;
             self.state.send_modify(|state| match progress {
                 Progress::Started => state.subscribed = true,
                 Progress::Received(sequence) => state.received = sequence,
             });
         })
-        .await;
-        *started = seen.get();
-        end
+        .await
     }
 
     /// How long to wait before the next stream; `None` if there is to be none.

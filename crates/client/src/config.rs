@@ -63,7 +63,8 @@ impl Config {
         let start = settings.value("start", StartSetting(Start::Cursor)).0;
         let max_events = settings.value("max-unacknowledged-events", 1_u32);
         let max_bytes = settings.bytes("max-unacknowledged-bytes");
-        if max_events == 0 || max_bytes == 0 {
+        let window = ["max-unacknowledged-events", "max-unacknowledged-bytes"];
+        if (max_events == 0 || max_bytes == 0) && settings.are_sound(&window) {
             settings.problem("max-unacknowledged-events", "and max-unacknowledged-bytes must be at least 1");
         }
         let (target, to) = target(&mut settings, &tls_files);

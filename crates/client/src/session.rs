@@ -54,7 +54,7 @@ pub(crate) async fn run(
     subscription: Subscription,
     deliveries: &mut Deliveries,
     stop: &CancellationToken,
-    progress: impl Fn(Progress),
+    mut progress: impl FnMut(Progress) + Send,
 ) -> End {
     let (sender, receiver) = mpsc::channel(REQUESTS);
     let first = SubscribeRequest { request: Some(Request::Subscription(subscription.into())) };
@@ -70,7 +70,7 @@ pub(crate) async fn run(
     };
     let mut session =
         Session { responses, sender: Some(sender), deliveries, done: Vec::new(), patience: START_TIMEOUT };
-    match session.stream(stop, &progress).await {
+    match session.stream(stop, &mut progress).await {
         End::Stopped => {
             session.farewell().await;
             End::Stopped
@@ -91,7 +91,11 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn stream(&mut self, stop: &CancellationToken, progress: &impl Fn(Progress)) -> End {
+    async fn stream(
+        &mut self,
+        stop: &CancellationToken,
+        progress: &mut (impl FnMut(Progress) + Send),
+    ) -> End {
         let mut heard = Instant::now();
         loop {
             let deadline = heard + self.patience;
@@ -122,7 +126,11 @@ impl Session<'_> {
     }
 
     /// Takes one message in; `Err` ends the stream.
-    fn receive(&mut self, response: Response, progress: &impl Fn(Progress)) -> Result<(), End> {
+    fn receive(
+        &mut self,
+        response: Response,
+        progress: &mut (impl FnMut(Progress) + Send),
+    ) -> Result<(), End> {
         match response {
             Response::Started(started) => {
                 let interval =

@@ -3,6 +3,7 @@
 //! The embedded default file names every key and is the reference documentation. Values are read one by one, so
 //! that all mistakes are reported at once, each with the place it came from.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -34,6 +35,8 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 pub struct Settings {
     figment: Figment,
     problems: Vec<String>,
+    /// The keys whose values were found wrong.
+    wrong: BTreeSet<String>,
 }
 
 /// One layer: where it comes from, and its values by key.
@@ -78,7 +81,7 @@ impl Settings {
             figment = figment.merge(layer);
         }
         figment = figment.merge(Layer { name: "command line".into(), values: flag_values(flags) });
-        Self { figment, problems }
+        Self { figment, problems, wrong: BTreeSet::new() }
     }
 
     /// The defaults and a file's text, without environment and flags, for embedding.
@@ -86,7 +89,8 @@ impl Settings {
         let mut problems = Vec::new();
         let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
         let layer = toml_layer("the configuration", text, &known, &mut problems);
-        Self { figment: Figment::from(Layer { name: DEFAULTS.into(), values: known }).merge(layer), problems }
+        let figment = Figment::from(Layer { name: DEFAULTS.into(), values: known }).merge(layer);
+        Self { figment, problems, wrong: BTreeSet::new() }
     }
 
     /// The texts of a key: a list's elements, a text's parts between commas, nothing if it is empty.
@@ -171,11 +175,17 @@ impl Settings {
         self.figment.find_metadata(key).is_some_and(|metadata| metadata.name != DEFAULTS)
     }
 
+    /// Whether nothing was wrong with these keys so far: what is said of several together is only said then.
+    pub fn are_sound(&self, keys: &[&str]) -> bool {
+        !keys.iter().any(|key| self.wrong.contains(*key))
+    }
+
     /// Notes a mistake in the value of `key`.
     pub fn problem(&mut self, key: &str, message: &str) {
         let place = self.figment.find_metadata(key).map_or("", |metadata| &metadata.name);
         let place = if place.is_empty() { String::new() } else { format!(" (from {place})") };
         self.problems.push(format!("{key}: {message}{place}"));
+        self.wrong.insert(key.to_owned());
     }
 
     /// The configuration, if nothing was wrong.

@@ -1,1 +1,37 @@
-//! x
+//! The server of Gitstafette, a webhook relay: takes webhooks over HTTP, checks their signature, drops what is not on
+//! its watchlist, stores the rest durably and streams it over gRPC.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use gitstafette_core::store::{MemoryStore, Options};
+//! use gitstafette_server::{Server, config};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! // Checked settings, as the binary has them, on loopback without secrets.
+//! let settings = config::Config::from_toml("repositories = [\"octo/*\"]\nport = 0\ngrpc-port = 0")?;
+//! let store = Arc::new(MemoryStore::new(Options::default()));
+//! let server = Server::bind(settings.server, store).await?;
+//! println!("webhooks at {}", server.local_addrs().http);
+//! server.run(CancellationToken::new()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Read on in the order a webhook travels: `listen`, `ingest`, `subscribe`; [`app`] puts them together.
+
+pub mod app;
+mod auth;
+pub mod cli;
+pub mod config;
+mod info;
+mod ingest;
+mod listen;
+mod subscribe;
+mod tls;
+
+pub use app::{Addresses, Listeners, PlainWebhooks, Server, ServerOptions, ServerTls};
+pub use auth::ClientAuth;
+pub use ingest::IngestLimits;
+pub use listen::{Address, BindError};
+pub use subscribe::StreamOptions;

@@ -1,2 +1,82 @@
-//! x
-fn main(){}
+//! The server's binary: parse, configure, log, open, bind, run, drain.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to the person who started it"
+)]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use gitstafette_client::cli::Startup;
+use gitstafette_client::settings::{self, Settings};
+use gitstafette_client::{logging, shutdown};
+use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
+use gitstafette_server::cli::Cli;
+use gitstafette_server::config::{Config, DEFAULTS, ENVIRONMENT_ALIASES, StoreLocation};
+use gitstafette_server::{Server, ServerOptions};
+use tracing::{info, warn};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let (file, check) = match Startup::of(cli.command, cli.config) {
+        Startup::PrintDefaults => {
+            print!("{DEFAULTS}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Startup::Check(file) => (file, true),
+        Startup::Run(file) => (file, false),
+    };
+    let settings =
+        Settings::load(DEFAULTS, file.as_deref(), settings::environment(), ENVIRONMENT_ALIASES, &cli.flags);
+    let config = match Config::read(settings) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return Ok(ExitCode::from(settings::MISCONFIGURED));
+        }
+    };
+    if check {
+        println!("the configuration is fine");
+        return Ok(ExitCode::SUCCESS);
+    }
+    logging::start(config.log_format, &config.log_level);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal()?;
+    let store: Arc<dyn EventStore> = match &config.store {
+        StoreLocation::Memory => Arc::new(MemoryStore::new(config.store_options)),
+        StoreLocation::Folder(folder) => Arc::new(SqliteStore::open(folder, config.store_options)?),
+    };
+    let head = *store.head().borrow();
+    let server = Server::bind(config.server.clone(), store).await?;
+    announce(&server, &config, head.get());
+    server.run(stop).await?;
+    info!("stopped");
+    Ok(())
+}
+
+/// The first screen: where it listens, where it stores, what is missing.
+fn announce(server: &Server, Config { server: options, store, remarks, .. }: &Config, head: u64) {
+    let addresses = server.local_addrs();
+    let ServerOptions { name, watchlist, tls, .. } = options;
+    let store = match store {
+        StoreLocation::Memory => "memory: (events end with the process)".to_owned(),
+        StoreLocation::Folder(folder) => folder.display().to_string(),
+    };
+    info!(server.name = name, store, head, "gitstafette-server {}", env!("CARGO_PKG_VERSION"));
+    let tls = tls.is_some();
+    let watchlist = watchlist.patterns().len();
+    info!(http.address = %addresses.http, tls, watchlist, "taking webhooks at POST /v1/github/");
+    info!(grpc.address = %addresses.grpc, tls, "serving clients over gRPC");
+    if let Some(address) = addresses.health {
+        info!(health.address = %address, "serving gRPC health, always in plain text");
+    }
+    for remark in remarks {
+        warn!("{remark}");
+    }
+}

@@ -1,0 +1,303 @@
+//! The server as a whole: bind, report the addresses, run, drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use gitstafette_core::repository::Watchlist;
+use gitstafette_core::store::EventStore;
+use gitstafette_core::verify::GitHubSignature;
+use gitstafette_proto::info::ServerInfo;
+use gitstafette_proto::info::info_server::InfoServer;
+use gitstafette_proto::v1::gitstafette_server::GitstafetteServer;
+use gitstafette_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tracing::{info, warn};
+
+use crate::auth::ClientAuth;
+use crate::info::{InfoService, repositories};
+use crate::ingest::{self, Ingest, IngestLimits};
+use crate::listen::{Address, BindError, Listener, Security};
+use crate::subscribe::{Registry, StreamOptions, SubscribeService};
+
+/// The services whose health is told, beside the empty name, which is the whole server.
+const SERVICES: [&str; 3] = ["", "gitstafette.v1.Gitstafette", "info.Info"];
+
+/// What a server needs to know.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Its name, told to clients.
+    pub name: String,
+    /// Where it listens.
+    pub listeners: Listeners,
+    /// TLS; `None` leaves it to a proxy in front.
+    pub tls: Option<ServerTls>,
+    /// What is accepted.
+    pub watchlist: Watchlist,
+    /// How webhooks are verified; `None` takes unsigned ones.
+    pub signature: Option<GitHubSignature>,
+    /// What clients must show.
+    pub clients: ClientAuth,
+    /// Bounds of ingest.
+    pub limits: IngestLimits,
+    /// Connections that may be open at once.
+    pub max_connections: usize,
+    /// How streams behave.
+    pub streams: StreamOptions,
+    /// How long the end may take.
+    pub drain_timeout: Duration,
+}
+
+/// The listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listeners {
+    /// One port for webhooks, gRPC and health.
+    Shared(Address),
+    /// A port each.
+    Separate {
+        /// Webhooks and HTTP health.
+        http: Address,
+        /// gRPC: subscriptions, info, health, reflection.
+        grpc: Address,
+        /// gRPC health alone, always plain text, for probes that speak neither TLS nor tokens.
+        health: Option<Address>,
+    },
+}
+
+/// TLS of the listeners.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// Certificate, key and, if client certificates are wanted, the CA that signs them.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Whether the webhook listener takes plain text, too. A listener that serves gRPC never does.
+    pub plain_webhooks: PlainWebhooks,
+}
+
+/// What the webhook listener does with a request in plain text when there is TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainWebhooks {
+    /// Takes it: a proxy in front of the port may speak plain text, as the Go implementation's always did.
+    Taken,
+    /// Closes the connection.
+    Refused,
+}
+
+/// The addresses that a server is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Webhooks.
+    pub http: SocketAddr,
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// gRPC health alone, if it has a port of its own.
+    pub health: Option<SocketAddr>,
+}
+
+/// A bound server that does not serve yet.
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<Listener>,
+    addresses: Addresses,
+    store: Arc<dyn EventStore>,
+    health: HealthReporter,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Binds the listeners. The store is closed when [`run`](Self::run) ends.
+    ///
+    /// # Errors
+    /// [`BindError`] names the address.
+    pub async fn bind(options: ServerOptions, store: Arc<dyn EventStore>) -> Result<Self, BindError> {
+        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
+        let ingest = Ingest::new(
+            Arc::clone(&store),
+            options.watchlist.clone(),
+            options.signature.clone(),
+            options.clients.clone(),
+            options.limits,
+            (tasks.clone(), draining.clone()),
+        );
+        let http_router = ingest::router(Arc::new(ingest));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let tls = options.tls.as_ref().map(|tls| Arc::clone(&tls.config));
+        let grpc_security = tls.clone().map_or(Security::Plain, Security::Tls);
+        let connections = Arc::new(Semaphore::new(options.max_connections));
+        let listener = |tcp, security, router: Router| Listener {
+            tcp,
+            security,
+            router: router.fallback(ingest::not_found),
+            connections: Arc::clone(&connections),
+        };
+        let (listeners, addresses) = match options.listeners {
+            Listeners::Shared(address) => {
+                let tcp = bind(address, "webhooks and gRPC").await?;
+                let at = local(&tcp, address)?;
+                let services =
+                    Services { options: &options, store: &store, tasks: &tasks, draining: &draining };
+                let grpc_router = services.router(at, &health_service);
+                let shared = listener(tcp, grpc_security, http_router.merge(grpc_router));
+                (vec![shared], Addresses { http: at, grpc: at, health: None })
+            }
+            Listeners::Separate { http, grpc, health } => {
+                let http_tcp = bind(http, "webhooks").await?;
+                let grpc_tcp = bind(grpc, "gRPC").await?;
+                let grpc_at = local(&grpc_tcp, grpc)?;
+                let services =
+                    Services { options: &options, store: &store, tasks: &tasks, draining: &draining };
+                let grpc_router = services.router(grpc_at, &health_service);
+                let mut addresses = Addresses { http: local(&http_tcp, http)?, grpc: grpc_at, health: None };
+                let http_security = match (&options.tls, tls) {
+                    (Some(ServerTls { plain_webhooks: PlainWebhooks::Taken, .. }), Some(tls)) => {
+                        Security::Either(tls)
+                    }
+                    (_, Some(tls)) => Security::Tls(tls),
+                    (_, None) => Security::Plain,
+                };
+                let mut listeners = vec![
+                    listener(http_tcp, http_security, http_router),
+                    listener(grpc_tcp, grpc_security, grpc_router),
+                ];
+                if let Some(health) = health {
+                    let tcp = bind(health, "gRPC health").await?;
+                    addresses.health = Some(local(&tcp, health)?);
+                    let router = Routes::new(health_service).into_axum_router();
+                    listeners.push(listener(tcp, Security::Plain, router));
+                }
+                (listeners, addresses)
+            }
+        };
+        let drain_timeout = options.drain_timeout;
+        Ok(Self { listeners, addresses, store, health, tasks, draining, drain_timeout })
+    }
+
+    /// Where it is bound.
+    pub fn local_addrs(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until `stop` is cancelled, then drains: no new connections, requests under way are answered, streams
+    /// get a GoAway, the store is closed.
+    ///
+    /// # Errors
+    /// A listener's task died.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), tokio::task::JoinError> {
+        let mut accepting = JoinSet::new();
+        for listener in self.listeners {
+            accepting.spawn(listener.serve(self.tasks.clone(), self.draining.clone()));
+        }
+        set_health(&self.health, ServingStatus::Serving).await;
+        let died = tokio::select! {
+            () = stop.cancelled() => None,
+            ended = accepting.join_next() => ended, // a listener never ends by itself
+        };
+        set_health(&self.health, ServingStatus::NotServing).await;
+        self.draining.cancel();
+        self.tasks.close();
+        let drained = tokio::time::timeout(self.drain_timeout, async {
+            while accepting.join_next().await.is_some() {}
+            self.tasks.wait().await;
+        });
+        match drained.await {
+            Ok(()) => info!("drained"),
+            Err(_) => warn!(connections = self.tasks.len(), "not drained in time; what is left is cut"),
+        }
+        self.store.close().await;
+        died.unwrap_or(Ok(()))
+    }
+}
+
+async fn bind(address: Address, purpose: &'static str) -> Result<tokio::net::TcpListener, BindError> {
+    address.bind().await.map_err(|source| listen_error(address, purpose, source))
+}
+
+fn local(tcp: &tokio::net::TcpListener, address: Address) -> Result<SocketAddr, BindError> {
+    tcp.local_addr().map_err(|source| listen_error(address, "its own address", source))
+}
+
+fn listen_error(address: Address, purpose: &'static str, source: std::io::Error) -> BindError {
+    let ip = address.ip.map_or_else(|| "all addresses".to_owned(), |ip| ip.to_string());
+    BindError::Listen { address: format!("{ip}, port {}", address.port), purpose, source }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// What the gRPC services share.
+struct Services<'a> {
+    options: &'a ServerOptions,
+    store: &'a Arc<dyn EventStore>,
+    tasks: &'a TaskTracker,
+    draining: &'a CancellationToken,
+}
+
+impl Services<'_> {
+    /// All gRPC services. Health is for everybody; the others are for authenticated clients.
+    fn router<H>(&self, at: SocketAddr, health: &H) -> Router
+    where
+        H: tower::Service<http::Request<tonic::body::Body>, Error = std::convert::Infallible>
+            + tonic::server::NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        H::Response: axum::response::IntoResponse,
+        H::Future: Send + 'static,
+    {
+        let auth = &self.options.clients;
+        let subscribe = GitstafetteServer::new(self.subscribe())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let info = InfoServer::new(self.info(at));
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .expect("the descriptors were made by the build");
+        Routes::new(health.clone())
+            .add_service(InterceptedService::new(subscribe, auth.clone()))
+            .add_service(InterceptedService::new(info, auth.clone()))
+            .add_service(InterceptedService::new(reflection, auth.clone()))
+            .into_axum_router()
+    }
+
+    fn subscribe(&self) -> SubscribeService {
+        SubscribeService {
+            server_name: self.options.name.clone(),
+            store: Arc::clone(self.store),
+            watchlist: self.options.watchlist.clone(),
+            options: self.options.streams,
+            registry: Arc::new(Registry::default()),
+            tasks: self.tasks.clone(),
+            draining: self.draining.clone(),
+        }
+    }
+
+    fn info(&self, at: SocketAddr) -> InfoService {
+        let protocol = if self.options.tls.is_some() { "grpcs" } else { "grpc" };
+        InfoService {
+            name: self.options.name.clone(),
+            server: ServerInfo {
+                hostname: gethostname::gethostname().to_string_lossy().into_owned(),
+                ip: at.ip().to_string(),
+                port: at.port().to_string(),
+                protocol: protocol.to_owned(),
+                repositories: Some(repositories(&self.options.watchlist)),
+            },
+            draining: self.draining.clone(),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The command line. Every flag is a setting of the same name; what it means is decided in [`crate::config`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser};
+use gitstafette_client::cli::Command;
+use serde::Serialize;
+
+/// Takes webhooks, stores them durably and streams them to clients behind firewalls.
+#[derive(Debug, Parser)]
+#[command(name = "gitstafette-server", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do other than running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// A configuration file (TOML); `config default` prints one with every setting
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The settings that were typed.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// The settings, as typed.
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Flags {
+    /// The watchlist: ids, owner/name, owner/* or *; separated by commas or repeated
+    #[arg(long, value_name = "REPOSITORIES", help_heading = "What is accepted")]
+    pub repositories: Vec<String>,
+    /// A hook's secret; better in GITSTAFETTE_WEBHOOK_HMAC or a file; repeatable
+    #[arg(long, alias = "webhookHMAC", value_name = "SECRET", help_heading = "What is accepted")]
+    pub webhook_hmac: Vec<String>,
+    /// A file that holds a hook's secret; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "What is accepted")]
+    pub webhook_hmac_file: Vec<String>,
+    /// What a redelivery is: deliver or drop [default: deliver]
+    #[arg(long, value_name = "WHAT", help_heading = "What is accepted")]
+    pub redelivery: Option<String>,
+    /// Take webhooks without a signature, also beyond loopback
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "What is accepted")]
+    pub allow_unsigned: Option<String>,
+
+    /// A token for clients; better in GITSTAFETTE_CLIENT_TOKEN, OAUTH_TOKEN or a file; repeatable
+    #[arg(long, value_name = "TOKEN", help_heading = "Who may subscribe")]
+    pub client_token: Vec<String>,
+    /// A file that holds a token for clients; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "Who may subscribe")]
+    pub client_token_file: Vec<String>,
+    /// Serve clients that show neither token nor certificate, also beyond loopback
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Who may subscribe")]
+    pub allow_anonymous: Option<String>,
+
+    /// The address for all listeners [default: all if everything is authenticated, else loopback]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Where it listens")]
+    pub bind: Option<String>,
+    /// Webhooks [default: 1323]
+    #[arg(long, value_name = "PORT", help_heading = "Where it listens")]
+    pub port: Option<String>,
+    /// gRPC; the same as --port serves both on one [default: 50051]
+    #[arg(long, alias = "grpcPort", value_name = "PORT", help_heading = "Where it listens")]
+    pub grpc_port: Option<String>,
+    /// gRPC health alone, in plain text; 0: not apart [default: 50052]
+    #[arg(long, alias = "grpcHealthPort", value_name = "PORT", help_heading = "Where it listens")]
+    pub grpc_health_port: Option<String>,
+
+    /// The certificate chain (PEM)
+    #[arg(long, alias = "certFileLocation", value_name = "FILE", help_heading = "TLS")]
+    pub cert_file_location: Option<String>,
+    /// Its key (PEM)
+    #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "TLS")]
+    pub cert_key_file_location: Option<String>,
+    /// The CA for client certificates (PEM)
+    #[arg(long, alias = "caFileLocation", value_name = "FILE", help_heading = "TLS")]
+    pub ca_file_location: Option<String>,
+    /// The webhook port with a certificate: detect or required [default: detect]
+    #[arg(long, value_name = "WHAT", help_heading = "TLS")]
+    pub http_tls: Option<String>,
+
+    /// The database's folder, or memory: [default: $STATE_DIRECTORY, else in the XDG state folder]
+    #[arg(long, value_name = "FOLDER", help_heading = "Store")]
+    pub store: Option<String>,
+    /// Keep events so long at most [default: 7d]
+    #[arg(long, value_name = "DURATION", help_heading = "Store")]
+    pub retention_age: Option<String>,
+    /// Keep so many bytes of events at most [default: 1GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Store")]
+    pub retention_bytes: Option<String>,
+    /// Keep so many events at most [default: 1000000]
+    #[arg(long, value_name = "COUNT", help_heading = "Store")]
+    pub retention_count: Option<String>,
+
+    /// The largest webhook [default: 25MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub body_limit: Option<String>,
+    /// All webhooks that are being received at once [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub inflight_limit: Option<String>,
+    /// How long a webhook's body may take to arrive [default: 30s]
+    #[arg(long, value_name = "DURATION", help_heading = "Limits")]
+    pub request_timeout: Option<String>,
+    /// Connections that may be open at once [default: 4096]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits")]
+    pub max_connections: Option<String>,
+    /// Events one subscription may have unacknowledged [default: 1024]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits")]
+    pub max_unacknowledged_events: Option<String>,
+    /// Bytes one subscription may have unacknowledged [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub max_unacknowledged_bytes: Option<String>,
+
+    /// How often a heartbeat goes out on streams [default: 20s]
+    #[arg(long, value_name = "DURATION", help_heading = "Streams")]
+    pub heartbeat_interval: Option<String>,
+    /// How long one stream lives [default: for ever]
+    #[arg(long, value_name = "DURATION", help_heading = "Streams")]
+    pub stream_window: Option<String>,
+
+    /// The server's name [default: the machine's]
+    #[arg(long, value_name = "NAME", help_heading = "Process")]
+    pub name: Option<String>,
+    /// How long requests under way may take after SIGTERM [default: 8s]
+    #[arg(long, value_name = "DURATION", help_heading = "Process")]
+    pub drain_timeout: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT", help_heading = "Process")]
+    pub log_format: Option<String>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
+    pub log_level: Option<String>,
+}

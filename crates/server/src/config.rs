@@ -1,0 +1,306 @@
+//! What the server's settings mean: from what was typed to what the program needs, all mistakes at once.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use gitstafette_client::config::pem_files;
+use gitstafette_client::logging::{LogFormat, LogLevel};
+use gitstafette_client::settings::{ConfigError, Settings};
+use gitstafette_core::repository::Watchlist;
+use gitstafette_core::store::{Options, Redelivery, Retention};
+use gitstafette_core::subscription::Window;
+use gitstafette_core::verify::GitHubSignature;
+use gitstafette_proto::MAX_BODY_BYTES;
+
+use crate::app::{Listeners, PlainWebhooks, ServerOptions, ServerTls};
+use crate::auth::ClientAuth;
+use crate::ingest::IngestLimits;
+use crate::listen::Address;
+use crate::subscribe::StreamOptions;
+use crate::tls::server_config;
+
+/// The default file: every key with its comment.
+pub const DEFAULTS: &str = include_str!("config.default.toml");
+
+/// Variables by other names: the Go implementation's, and the one by which platforms such as Cloud Run name the port.
+pub const ENVIRONMENT_ALIASES: &[(&str, &[&str])] =
+    &[("OAUTH_TOKEN", &["client-token"]), ("PORT", &["port", "grpc-port", "grpc-health-port"])];
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The server.
+    pub server: ServerOptions,
+    /// Where events are kept.
+    pub store: StoreLocation,
+    /// What is kept, and how.
+    pub store_options: Options,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// What the operator should know about this configuration.
+    pub remarks: Vec<String>,
+}
+
+/// Where events are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// In this folder.
+    Folder(PathBuf),
+    /// In memory: they end with the process.
+    Memory,
+}
+
+impl Config {
+    /// A configuration from a file's text alone, for embedding: without environment and flags.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Self::read(Settings::from_toml(DEFAULTS, text))
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn read(mut settings: Settings) -> Result<Self, ConfigError> {
+        let settings = &mut settings;
+        let watchlist = Watchlist::new(settings.list("repositories"));
+        let clients_tokens = settings.secrets("client-token");
+        let mut secrets = settings.secrets("webhook-hmac");
+        if secrets.is_empty() {
+            secrets.clone_from(&clients_tokens);
+        }
+        let (tls, certificate) = tls(settings);
+        let clients = ClientAuth { tokens: clients_tokens, certificate };
+        let signature = Some(secrets).filter(|secrets| !secrets.is_empty()).map(GitHubSignature::new);
+        let (listeners, open) = listeners(settings, signature.is_some(), clients.is_required());
+        let remarks = remarks(&watchlist, signature.is_some(), clients.is_required(), open);
+        let config = Self {
+            server: ServerOptions {
+                name: settings.optional("name").unwrap_or_else(machine),
+                listeners,
+                tls,
+                watchlist,
+                signature,
+                clients,
+                limits: limits(settings),
+                max_connections: at_least_one(settings, "max-connections"),
+                streams: streams(settings),
+                drain_timeout: settings.duration("drain-timeout"),
+            },
+            store: store_location(settings),
+            store_options: store_options(settings),
+            log_format: settings.value("log-format", LogFormat::Text),
+            log_level: settings.value("log-level", LogLevel::default()),
+            remarks,
+        };
+        std::mem::take(settings).finish(config)
+    }
+}
+
+/// TLS, and whether clients must show a certificate.
+fn tls(settings: &mut Settings) -> (Option<ServerTls>, bool) {
+    let files = pem_files(settings);
+    let plain_webhooks = settings.value("http-tls", HttpTls(PlainWebhooks::Taken)).0;
+    let Some(identity) = &files.identity else {
+        if files.ca.is_some() {
+            settings.problem(
+                "ca-file-location",
+                "is given without --cert-file-location: client certificates need TLS",
+            );
+        }
+        return (None, false);
+    };
+    match server_config(identity, files.ca.as_deref()) {
+        Ok(config) => (Some(ServerTls { config: Arc::new(config), plain_webhooks }), files.ca.is_some()),
+        Err(error) => {
+            settings.problem("cert-file-location", &error.to_string());
+            (None, files.ca.is_some())
+        }
+    }
+}
+
+/// The listeners, and whether they are open to other machines. Closed by default: beyond loopback only what is
+/// verified and authenticated, or explicitly waived.
+fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (Listeners, bool) {
+    let verified = settings.flag("allow-unsigned") || verified;
+    let authenticated = settings.flag("allow-anonymous") || authenticated;
+    let bind: Option<IpAddr> = settings.optional("bind");
+    let ip = match bind {
+        Some(ip) => Some(ip),
+        None if verified && authenticated => None,
+        None => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    };
+    let open = ip.is_none_or(|ip| !ip.is_loopback());
+    if open && !verified {
+        settings.problem(
+            "bind",
+            "is beyond loopback, and webhooks are not verified; set --webhook-hmac-file, or take the risk with --allow-unsigned",
+        );
+    }
+    if open && !authenticated {
+        settings.problem(
+            "bind",
+            "is beyond loopback, and clients are not authenticated; set --client-token-file or --ca-file-location, or take the risk with --allow-anonymous",
+        );
+    }
+    let at = |port| Address { ip, port };
+    let (port, grpc_port) = (settings.value("port", 0), settings.value("grpc-port", 0));
+    let health_port = settings.value("grpc-health-port", 0);
+    // Two zeros are two ports that the system chooses.
+    if port == grpc_port && port != 0 {
+        return (Listeners::Shared(at(port)), open);
+    }
+    let health = Some(health_port).filter(|port| *port != 0 && *port != grpc_port).map(at);
+    if health_port != 0 && health_port == port {
+        settings.problem("grpc-health-port", "is the port of webhooks; choose another, or 0");
+    }
+    (Listeners::Separate { http: at(port), grpc: at(grpc_port), health }, open)
+}
+
+fn limits(settings: &mut Settings) -> IngestLimits {
+    let limits = IngestLimits {
+        body_bytes: settings.bytes("body-limit"),
+        inflight_bytes: settings.bytes("inflight-limit"),
+        request_timeout: settings.duration("request-timeout"),
+    };
+    if !settings.are_sound(&["body-limit", "inflight-limit"]) {
+        return limits;
+    }
+    if limits.body_bytes > MAX_BODY_BYTES {
+        settings.problem(
+            "body-limit",
+            &format!("is more than {} MiB, which gRPC messages carry at most", MAX_BODY_BYTES >> 20),
+        );
+    }
+    if limits.inflight_bytes < limits.body_bytes {
+        settings.problem("inflight-limit", "is less than body-limit: the largest webhook would never fit");
+    }
+    limits
+}
+
+fn streams(settings: &mut Settings) -> StreamOptions {
+    let heartbeat = settings.duration("heartbeat-interval");
+    if heartbeat.is_zero() && settings.are_sound(&["heartbeat-interval"]) {
+        settings.problem("heartbeat-interval", "must be more than 0");
+    }
+    StreamOptions {
+        heartbeat,
+        window: settings.optional_duration("stream-window"),
+        unacknowledged: Window {
+            events: at_least_one(settings, "max-unacknowledged-events"),
+            bytes: settings.bytes("max-unacknowledged-bytes").max(1),
+        },
+    }
+}
+
+fn store_location(settings: &mut Settings) -> StoreLocation {
+    match settings.optional::<String>("store") {
+        Some(memory) if memory == "memory:" => StoreLocation::Memory,
+        Some(folder) => StoreLocation::Folder(folder.into()),
+        None => match state_folder(|name| std::env::var_os(name).map(PathBuf::from)) {
+            Some(folder) => StoreLocation::Folder(folder),
+            None => {
+                settings.problem(
+                    "store",
+                    "is empty, and neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set",
+                );
+                StoreLocation::Memory
+            }
+        },
+    }
+}
+
+/// The default folder: systemd's, else the XDG state folder (XDG Base Directory Specification 0.8).
+fn state_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let usable = |name| variable(name).filter(|path| path.is_absolute());
+    usable("STATE_DIRECTORY")
+        .or_else(|| usable("XDG_STATE_HOME").map(|path| path.join("gitstafette")))
+        .or_else(|| usable("HOME").map(|path| path.join(".local/state/gitstafette")))
+}
+
+fn store_options(settings: &mut Settings) -> Options {
+    let retention = Retention {
+        age: settings.duration("retention-age"),
+        bytes: settings.bytes("retention-bytes"),
+        count: settings.value("retention-count", 0),
+    };
+    let keys = ["retention-age", "retention-bytes", "retention-count"];
+    let zero = retention.age.is_zero() || retention.bytes == 0 || retention.count == 0;
+    if zero && settings.are_sound(&keys) {
+        settings.problem("retention-age", "retention-bytes and retention-count must be more than 0");
+    }
+    Options { retention, redelivery: settings.value("redelivery", RedeliverySetting(Redelivery::Deliver)).0 }
+}
+
+fn at_least_one(settings: &mut Settings, key: &str) -> usize {
+    let number = settings.value(key, 1);
+    if number == 0 && settings.are_sound(&[key]) {
+        settings.problem(key, "must be at least 1");
+    }
+    number
+}
+
+fn machine() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+fn remarks(watchlist: &Watchlist, verified: bool, authenticated: bool, open: bool) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if watchlist.patterns().is_empty() {
+        remarks
+            .push("the watchlist is empty: every webhook is refused; add --repositories owner/name".into());
+    }
+    if !verified {
+        remarks.push("no webhook secret: signatures are not checked; set --webhook-hmac-file".into());
+    }
+    if !authenticated {
+        remarks.push(
+            "no client token: everybody who reaches the gRPC port may subscribe; set --client-token-file"
+                .into(),
+        );
+    }
+    if !(open || verified && authenticated) {
+        remarks
+            .push("listening on loopback only until webhooks are verified and clients authenticated".into());
+    }
+    remarks
+}
+
+/// `http-tls` as it is typed.
+struct HttpTls(PlainWebhooks);
+
+impl FromStr for HttpTls {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "detect" => Ok(Self(PlainWebhooks::Taken)),
+            "required" => Ok(Self(PlainWebhooks::Refused)),
+            _ => Err("it is detect or required"),
+        }
+    }
+}
+
+/// `redelivery` as it is typed.
+struct RedeliverySetting(Redelivery);
+
+impl FromStr for RedeliverySetting {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "deliver" => Ok(Self(Redelivery::Deliver)),
+            "drop" => Ok(Self(Redelivery::Drop)),
+            _ => Err("it is deliver or drop"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+use clap::Parser;
+
+use super::*;
+use crate::cli::Cli;
+
+fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let cli = Cli::parse_from(["gitstafette-server", "--store=memory:"].iter().chain(arguments));
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::read(Settings::load(DEFAULTS, None, environment, ENVIRONMENT_ALIASES, &cli.flags))
+}
+
+fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Config {
+    read(arguments, environment).unwrap()
+}
+
+fn problems(arguments: &[&str]) -> String {
+    read(arguments, &[]).unwrap_err().to_string()
+}
+
+const LOOPBACK: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+#[test]
+fn every_flag_is_a_key_and_every_key_a_flag() {
+    let keys: Vec<&str> = DEFAULTS
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(" = ").map(|(key, _)| key))
+        .collect();
+    let command = <Cli as clap::CommandFactory>::command();
+    let mut flags: Vec<&str> = command.get_arguments().filter_map(|flag| flag.get_long()).collect();
+    flags.retain(|flag| !["config", "help", "version"].contains(flag));
+    assert!(keys.len() > 25, "the default file was read");
+    for key in &keys {
+        assert!(flags.contains(key), "no flag for {key}");
+    }
+    assert_eq!(keys.len(), flags.len(), "{flags:?}");
+}
+
+#[test]
+fn it_starts_with_nothing_on_loopback_and_says_what_is_missing() {
+    let config = config(&[], &[]);
+    let Listeners::Separate { http, grpc, health } = config.server.listeners else { panic!("two ports") };
+    assert_eq!((http, grpc), (Address { ip: LOOPBACK, port: 1323 }, Address { ip: LOOPBACK, port: 50051 }));
+    assert_eq!(health, Some(Address { ip: LOOPBACK, port: 50052 }));
+    assert_eq!(config.remarks.len(), 4, "{:?}", config.remarks);
+    assert!(config.server.signature.is_none() && !config.server.clients.is_required());
+}
+
+#[test]
+fn with_secrets_it_listens_everywhere_and_one_token_serves_for_both() {
+    let repositories = ["--repositories=octo/*"];
+    let open = config(&repositories, &[("OAUTH_TOKEN", "token")]);
+    let Listeners::Separate { http, .. } = open.server.listeners else { panic!("two ports") };
+    assert_eq!(http.ip, None);
+    assert!(open.server.signature.is_some() && open.server.clients.is_required());
+    assert!(open.remarks.is_empty(), "{:?}", open.remarks);
+    let half = config(&repositories, &[("GITSTAFETTE_WEBHOOK_HMAC", "secret")]);
+    let Listeners::Separate { http, .. } = half.server.listeners else { panic!("two ports") };
+    assert_eq!(http.ip, LOOPBACK, "clients are not authenticated");
+}
+
+#[test]
+fn beyond_loopback_each_missing_half_must_be_waived() {
+    let text = problems(&["--bind=0.0.0.0"]);
+    assert_eq!(text.lines().count(), 2, "{text}");
+    let text = problems(&["--bind=0.0.0.0", "--allow-unsigned"]);
+    assert!(text.lines().count() == 1 && text.contains("--allow-anonymous"), "{text}");
+    config(&["--bind=0.0.0.0", "--allow-unsigned", "--allow-anonymous"], &[]);
+    let waived = config(&["--allow-unsigned", "--allow-anonymous"], &[]);
+    let Listeners::Separate { http, .. } = waived.server.listeners else { panic!("two ports") };
+    assert_eq!(http.ip, None);
+}
+
+#[test]
+fn the_go_implementations_command_line() {
+    let config = config(
+        &["--repositories=537845873,478599060", "--grpcPort=50051", "--port=1323", "--grpcHealthPort=50051"],
+        &[("OAUTH_TOKEN", "token"), ("SENTRY_DSN", ""), ("OTEL_ENABLED", "false")],
+    );
+    assert_eq!(config.server.watchlist.patterns().len(), 2);
+    let Listeners::Separate { grpc, health, .. } = config.server.listeners else { panic!("two ports") };
+    assert_eq!((grpc.port, health), (50051, None));
+}
+
+#[test]
+fn one_port() {
+    let shared = Listeners::Shared(Address { ip: LOOPBACK, port: 8080 });
+    assert_eq!(config(&[], &[("PORT", "8080")]).server.listeners, shared);
+    assert_eq!(config(&["--port=8080", "--grpc-port=8080"], &[]).server.listeners, shared);
+    let zeros = config(&["--port=0", "--grpc-port=0", "--grpc-health-port=0"], &[]).server.listeners;
+    assert!(matches!(zeros, Listeners::Separate { health: None, .. }), "the system chooses two");
+    assert!(problems(&["--grpc-health-port=1323"]).contains("is the port of webhooks"));
+}
+
+#[test]
+fn secrets_never_show() {
+    let config = config(&["--client-token=hunter2"], &[("GITSTAFETTE_WEBHOOK_HMAC", "hunter3")]);
+    let text = format!("{config:?}");
+    assert!(!text.contains("hunter"), "{text}");
+}
+
+#[test]
+fn limits_that_contradict_each_other() {
+    assert!(problems(&["--body-limit=65MiB"]).contains("is more than 64 MiB"));
+    assert!(problems(&["--inflight-limit=1MiB"]).contains("is less than body-limit"));
+    assert_eq!(problems(&["--body-limit=big"]).lines().count(), 1);
+    assert!(problems(&["--retention-age=0s"]).contains("more than 0"));
+    assert!(problems(&["--heartbeat-interval=0s"]).contains("more than 0"));
+    assert!(problems(&["--max-connections=0"]).contains("at least 1"));
+}
+
+#[test]
+fn tls_needs_its_parts() {
+    assert!(problems(&["--cert-file-location=a.pem"]).contains("a certificate needs its key"));
+    assert!(problems(&["--ca-file-location=a.pem"]).contains("client certificates need TLS"));
+    let missing = problems(&["--cert-file-location=/no/a.pem", "--cert-key-file-location=/no/a.key"]);
+    assert!(missing.contains("/no/a.pem: cannot be read"), "{missing}");
+}
+
+#[test]
+fn the_stores_folder() {
+    let folder = |variables: &[(&str, &str)]| {
+        state_folder(|name| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| PathBuf::from(*value))
+        })
+    };
+    let all = [("STATE_DIRECTORY", "/var/lib/a"), ("XDG_STATE_HOME", "/state"), ("HOME", "/home/a")];
+    assert_eq!(folder(&all), Some("/var/lib/a".into()));
+    assert_eq!(folder(&all[1..]), Some("/state/gitstafette".into()));
+    assert_eq!(folder(&all[2..]), Some("/home/a/.local/state/gitstafette".into()));
+    assert_eq!(folder(&[("HOME", "relative")]), None);
+    assert_eq!(config(&[], &[]).store, StoreLocation::Memory);
+}
+
+#[test]
+fn an_embedded_configuration() {
+    let config = Config::from_toml("repositories = [\"octo/*\"]\nport = 0\ngrpc-port = 0").unwrap();
+    assert_eq!(config.server.watchlist.patterns().len(), 1);
+    let error = Config::from_toml("repository = 1\nport = \"x\"").unwrap_err();
+    assert_eq!(error.problems().len(), 2, "{error}");
+}

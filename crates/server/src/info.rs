@@ -1,0 +1,37 @@
+//! `info.Info`: what this instance is.
+
+use gitstafette_core::repository::Watchlist;
+use gitstafette_proto::info::info_server::Info;
+use gitstafette_proto::info::{GetInfoRequest, GetInfoResponse, InstanceType, ServerInfo};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tracing::debug;
+
+/// Answers what this instance is.
+#[derive(Debug)]
+pub(crate) struct InfoService {
+    pub(crate) name: String,
+    pub(crate) server: ServerInfo,
+    pub(crate) draining: CancellationToken,
+}
+
+/// The watchlist as `ServerInfo` has it: separated by commas.
+pub(crate) fn repositories(watchlist: &Watchlist) -> String {
+    watchlist.patterns().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[tonic::async_trait]
+impl Info for InfoService {
+    async fn get_info(&self, request: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
+        let GetInfoRequest { client_id, client_endpoint } = request.into_inner();
+        debug!(client.id = ?client_id, client.endpoint = ?client_endpoint, "asked for info");
+        Ok(Response::new(GetInfoResponse {
+            alive: !self.draining.is_cancelled(),
+            instance_type: InstanceType::Server.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: self.name.clone(),
+            server: Some(self.server.clone()),
+            relay: None,
+        }))
+    }
+}

@@ -1,0 +1,153 @@
+//! The two listings of the Go implementation (joostvdg/gitstafette 0.3), in its JSON, behind the bearer token.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::filter::Filter;
+use gitstafette_core::repository::{RepositoryError, RepositoryPattern};
+use gitstafette_core::store::ReadLimit;
+use gitstafette_core::target::OutcomeResult;
+use http::request::Parts;
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::Ingest;
+use super::problem::Problem;
+
+/// What one listing holds at most.
+const LIMIT: ReadLimit = ReadLimit { events: 100, bytes: 4 << 20 };
+
+#[derive(Debug, Serialize)]
+pub(super) struct WatchedRepositories {
+    #[serde(rename = "GitHubRepositoryIDs")]
+    repositories: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct RepositoryEvents {
+    #[serde(rename = "Events")]
+    events: Vec<ListedEvent>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedEvent {
+    id: String,
+    sequence: u64,
+    is_relayed: bool,
+    relayed_time: Option<String>,
+    received_time: String,
+    headers: Vec<ListedHeader>,
+    event_body: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedHeader {
+    key: String,
+    first_value: String,
+}
+
+/// Where a listing starts.
+#[derive(Debug, Deserialize)]
+pub(super) struct Paging {
+    /// After this sequence.
+    #[serde(default)]
+    after: u64,
+}
+
+/// `GET /v1/watchlist`.
+pub(super) async fn watchlist(State(ingest): State<Arc<Ingest>>, _: Authorised) -> Json<WatchedRepositories> {
+    let repositories = ingest.watchlist.patterns().iter().map(ToString::to_string).collect();
+    Json(WatchedRepositories { repositories })
+}
+
+/// `GET /v1/events/{repository}`: by the repository's number.
+pub(super) async fn events(
+    State(ingest): State<Arc<Ingest>>,
+    _: Authorised,
+    Path(repository): Path<String>,
+    Query(paging): Query<Paging>,
+) -> Result<Json<RepositoryEvents>, Problem> {
+    list(&ingest, &repository, &paging).await
+}
+
+/// `GET /v1/events/{owner}/{name}`: by its name.
+pub(super) async fn events_by_name(
+    State(ingest): State<Arc<Ingest>>,
+    _: Authorised,
+    Path((owner, name)): Path<(String, String)>,
+    Query(paging): Query<Paging>,
+) -> Result<Json<RepositoryEvents>, Problem> {
+    list(&ingest, &format!("{owner}/{name}"), &paging).await
+}
+
+async fn list(ingest: &Ingest, repository: &str, paging: &Paging) -> Result<Json<RepositoryEvents>, Problem> {
+    let pattern: RepositoryPattern = repository
+        .parse()
+        .map_err(|error: RepositoryError| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let filter = Filter { repositories: vec![pattern], events: vec![] };
+    let mut events = Vec::new();
+    let mut after = Sequence::new(paging.after);
+    // A page may be empty because nothing on it was selected: read on until something is, or the end.
+    while events.is_empty() {
+        let page = ingest.store.read(after, &filter, LIMIT).await?;
+        if page.read_to <= after {
+            break;
+        }
+        after = page.read_to;
+        for event in page.events {
+            events.push(listed(ingest, &event).await?);
+        }
+    }
+    Ok(Json(RepositoryEvents { events }))
+}
+
+async fn listed(ingest: &Ingest, event: &Event) -> Result<ListedEvent, Problem> {
+    let outcomes = ingest.store.outcomes(event.sequence).await?;
+    let delivered = outcomes
+        .iter()
+        .filter(|(_, outcome)| outcome.result == OutcomeResult::Delivered)
+        .map(|(_, outcome)| outcome.at);
+    let relayed = delivered.min();
+    let webhook = &event.webhook;
+    let time = |time: SystemTime| humantime::format_rfc3339_millis(time).to_string();
+    Ok(ListedEvent {
+        id: webhook.facts.delivery_id.to_string(),
+        sequence: event.sequence.get(),
+        is_relayed: relayed.is_some(),
+        relayed_time: relayed.map(|at| time(at.into())),
+        received_time: time(webhook.facts.received_at.into()),
+        headers: webhook
+            .headers
+            .iter()
+            .map(|(name, value)| ListedHeader {
+                key: name.to_owned(),
+                first_value: String::from_utf8_lossy(value).into_owned(),
+            })
+            .collect(),
+        event_body: String::from_utf8_lossy(&webhook.body).into_owned(),
+    })
+}
+
+/// A caller with a token. These listings are on the public listener: they are given for a token only, never because
+/// clients need none.
+#[derive(Debug)]
+pub(super) struct Authorised;
+
+impl FromRequestParts<Arc<Ingest>> for Authorised {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, ingest: &Arc<Ingest>) -> Result<Self, Problem> {
+        if ingest.auth.tokens.is_empty() {
+            let detail =
+                "listings need a bearer token, and the server has none; set one with --client-token-file";
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        }
+        ingest.auth.check_token(parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+        Ok(Self)
+    }
+}

@@ -1,0 +1,114 @@
+//! The public HTTP surface: webhooks in, health, and the two listings of the Go implementation.
+
+mod body;
+mod listing;
+mod problem;
+mod receive;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, http::Request};
+use gitstafette_core::repository::Watchlist;
+use gitstafette_core::store::EventStore;
+use gitstafette_core::verify::GitHubSignature;
+use http::{StatusCode, header};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::ClientAuth;
+use body::BodyReader;
+use problem::Problem;
+
+/// Bounds of what one request and all together may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IngestLimits {
+    /// The largest body, in bytes.
+    pub body_bytes: u64,
+    /// The bytes of all bodies that are being received or stored at once.
+    pub inflight_bytes: u64,
+    /// How long a body may take to arrive.
+    pub request_timeout: Duration,
+}
+
+/// What handlers need.
+#[derive(Debug)]
+pub(crate) struct Ingest {
+    store: Arc<dyn EventStore>,
+    watchlist: Watchlist,
+    /// `None` takes unsigned webhooks.
+    signature: Option<GitHubSignature>,
+    auth: ClientAuth,
+    bodies: BodyReader,
+    draining: CancellationToken,
+}
+
+impl Ingest {
+    pub(crate) fn new(
+        store: Arc<dyn EventStore>,
+        watchlist: Watchlist,
+        signature: Option<GitHubSignature>,
+        auth: ClientAuth,
+        limits: IngestLimits,
+        (tasks, draining): (TaskTracker, CancellationToken),
+    ) -> Self {
+        Self { store, watchlist, signature, auth, bodies: BodyReader::new(limits, tasks), draining }
+    }
+}
+
+/// The whole HTTP surface.
+pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
+    Router::new()
+        .route("/v1/github", post(receive::github).fallback(only_post))
+        .route("/v1/github/", post(receive::github).fallback(only_post))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/v1/watchlist", get(listing::watchlist))
+        .route("/v1/events/{repository}", get(listing::events))
+        .route("/v1/events/{owner}/{name}", get(listing::events_by_name))
+        .with_state(ingest)
+}
+
+/// What answers every path that is none: to gRPC in gRPC, to others in HTTP.
+pub(crate) async fn not_found(request: Request<axum::body::Body>) -> Response {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
+        return tonic::Status::unimplemented(
+            "there is no such method; is this the right version of the client?",
+        )
+        .into_http();
+    }
+    Problem::new(StatusCode::NOT_FOUND, "there is nothing here; webhooks go to POST /v1/github/")
+        .into_response()
+}
+
+async fn only_post() -> Response {
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST");
+    ([(header::ALLOW, "POST")], problem).into_response()
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    status: &'static str,
+}
+
+/// The process lives.
+async fn healthz() -> Json<Status> {
+    Json(Status { status: "ok" })
+}
+
+/// Webhooks are taken.
+async fn readyz(State(ingest): State<Arc<Ingest>>) -> Response {
+    if ingest.draining.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(Status { status: "draining" })).into_response();
+    }
+    match ingest.store.statistics().await {
+        Ok(_) => Json(Status { status: "ok" }).into_response(),
+        Err(error) => Problem::from(error).into_response(),
+    }
+}

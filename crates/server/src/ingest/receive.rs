@@ -1,0 +1,189 @@
+//! One webhook, from its request to the answer.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use axum::response::{IntoResponse, Response};
+use gitstafette_core::classify::{self, Envelope};
+use gitstafette_core::event::{Facts, Timestamp, Webhook};
+use gitstafette_core::headers::{Headers, is_hop_by_hop};
+use gitstafette_core::store::Appended;
+use gitstafette_core::verify::{GitHubSignature, Unverified};
+use http::{HeaderMap, StatusCode, header};
+use serde::Serialize;
+use tracing::{error, info, warn};
+
+use super::Ingest;
+use super::problem::{Problem, Refusal};
+
+/// Above this size a body is verified and parsed on a thread of its own: 1 MiB takes some milliseconds, during which
+/// nothing else would move on this thread.
+const INLINE_BYTES: usize = 256 << 10;
+
+/// What is known of a webhook while it is being received, for the log.
+#[derive(Debug, Default)]
+struct Seen {
+    envelope: Option<Envelope>,
+    facts: Option<Facts>,
+    bytes: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Stored<'a> {
+    sequence: u64,
+    delivery_id: &'a str,
+}
+
+/// `POST /v1/github/`.
+pub(super) async fn github(State(ingest): State<Arc<Ingest>>, request: Request<Body>) -> Response {
+    let started = Instant::now();
+    let mut seen = Seen::default();
+    match ingest.receive(request, &mut seen).await {
+        Ok(appended) => {
+            seen.log_accepted(appended, started);
+            accepted(appended, &seen)
+        }
+        Err(refusal) => {
+            let reason = refusal.to_string();
+            let problem = Problem::from(refusal);
+            seen.log_refused(problem.status(), &reason, started);
+            problem.into_response()
+        }
+    }
+}
+
+impl Ingest {
+    /// Takes one webhook: precheck, body, signature, what it is, watchlist, store. In this order: nothing is read
+    /// from a body before its signature holds, and what is refused leaves no trace in the store.
+    async fn receive(&self, request: Request<Body>, seen: &mut Seen) -> Result<Appended, Refusal> {
+        let (parts, body) = request.into_parts();
+        let headers = end_to_end(&parts.headers);
+        match self.precheck(&headers) {
+            Ok(envelope) => seen.envelope = Some(envelope),
+            Err(refusal) => {
+                self.bodies.discard(body);
+                return Err(refusal);
+            }
+        }
+        let body = self.bodies.read(&parts.headers, body).await?;
+        seen.bytes = body.bytes.len();
+        let unverified = Unverified { headers, body: body.bytes.clone() };
+        let webhook = self.understand(unverified, SystemTime::now().into()).await?;
+        let facts = &*seen.facts.insert(webhook.facts.clone());
+        if !self.watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref())
+        {
+            return Err(Refusal::NotWatched(facts.repository_label().into_owned()));
+        }
+        Ok(self.store.append(webhook).await?)
+    }
+
+    /// What can be said before the body has come.
+    fn precheck(&self, headers: &Headers) -> Result<Envelope, Refusal> {
+        let envelope = Envelope::read(headers)?;
+        if let Some(signature) = &self.signature {
+            signature.precheck(headers)?;
+        }
+        Ok(envelope)
+    }
+
+    async fn understand(&self, request: Unverified, received_at: Timestamp) -> Result<Webhook, Refusal> {
+        if request.body.len() <= INLINE_BYTES {
+            return verify_and_classify(request, self.signature.as_ref(), received_at);
+        }
+        let signature = self.signature.clone();
+        tokio::task::spawn_blocking(move || verify_and_classify(request, signature.as_ref(), received_at))
+            .await
+            .map_err(|_| Refusal::Internal)?
+    }
+}
+
+fn verify_and_classify(
+    request: Unverified,
+    signature: Option<&GitHubSignature>,
+    received_at: Timestamp,
+) -> Result<Webhook, Refusal> {
+    let verified = match signature {
+        Some(signature) => request.verify(signature)?,
+        None => request.waive(),
+    };
+    Ok(classify::github(verified, received_at)?)
+}
+
+/// The header fields that are stored: all but those of this connection (RFC 9110 §7.6.1), also the ones that
+/// `Connection` names.
+fn end_to_end(fields: &HeaderMap) -> Headers {
+    let named: Vec<String> = fields
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    fields
+        .iter()
+        .filter(|(name, _)| {
+            !is_hop_by_hop(name.as_str()) && !named.iter().any(|other| other == name.as_str())
+        })
+        .map(|(name, value)| (name.as_str(), value.as_bytes().to_vec()))
+        .collect()
+}
+
+fn accepted(appended: Appended, seen: &Seen) -> Response {
+    match appended {
+        Appended::Stored { sequence, .. } => {
+            let delivery_id = seen.facts.as_ref().map_or("", |facts| facts.delivery_id.as_str());
+            (StatusCode::CREATED, Json(Stored { sequence: sequence.get(), delivery_id })).into_response()
+        }
+        Appended::Repeat { .. } => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+impl Seen {
+    /// The one line of an accepted webhook.
+    fn log_accepted(&self, appended: Appended, started: Instant) {
+        let Some(facts) = &self.facts else { return };
+        let (status, what) = match appended {
+            Appended::Stored { redelivery: false, .. } => (201, "webhook stored"),
+            Appended::Stored { redelivery: true, .. } => (201, "webhook stored: a redelivery"),
+            Appended::Repeat { .. } => (204, "webhook is a repeat"),
+        };
+        info!(
+            event.sequence = appended.sequence().get(),
+            delivery.id = %facts.delivery_id,
+            event.type = %facts.event_type,
+            repository.name = %facts.repository_label(),
+            body.bytes = self.bytes,
+            status,
+            duration_ms = millis(started),
+            "{what}"
+        );
+    }
+
+    /// The one line of a refused webhook. What came from outside is quoted: it may hold anything.
+    fn log_refused(&self, status: StatusCode, reason: &str, started: Instant) {
+        macro_rules! line {
+            ($level:ident) => {
+                $level!(
+                    delivery.id = self.envelope.as_ref().map(|envelope| envelope.delivery_id.as_str()),
+                    event.type = self.envelope.as_ref().map(|envelope| &*envelope.event),
+                    repository.name = self.facts.as_ref().map(|facts| facts.repository_label().into_owned()),
+                    body.bytes = self.bytes,
+                    status = status.as_u16(),
+                    duration_ms = millis(started),
+                    reason,
+                    "webhook refused"
+                )
+            };
+        }
+        if status.is_server_error() { line!(error) } else { line!(warn) }
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,23 @@
+//! Subscriptions: who is attached, and one session per stream.
+
+mod registry;
+mod service;
+mod session;
+
+use std::time::Duration;
+
+use gitstafette_core::subscription::Window;
+
+pub(crate) use registry::Registry;
+pub(crate) use service::SubscribeService;
+
+/// How streams behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// How often a heartbeat goes out. Proxies cut streams that are silent for 60 s.
+    pub heartbeat: Duration,
+    /// How long one stream lives, for platforms that cut long requests.
+    pub window: Option<Duration>,
+    /// What one subscription may have unacknowledged at most; a client may ask for less.
+    pub unacknowledged: Window,
+}

@@ -1,0 +1,148 @@
+//! The gRPC method `Subscribe`: checks the first message and starts a session. tonic's types stop here and in the
+//! session.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use gitstafette_core::event::{ClientId, Sequence};
+use gitstafette_core::repository::Watchlist;
+use gitstafette_core::store::{EventStore, StoreError};
+use gitstafette_core::subscription::{Flow, Progress, Window};
+use gitstafette_proto::convert::{Start, Subscription, WireError};
+use gitstafette_proto::v1::gitstafette_server::Gitstafette;
+use gitstafette_proto::v1::subscribe_request::Request as First;
+use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
+
+use super::session::Session;
+use super::{Registry, StreamOptions};
+
+/// How long a client may take for its first message.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many messages may wait for the connection. Bodies are shared with the store's cache, not copied.
+const RESPONSES: usize = 4;
+
+/// Serves subscriptions from a store.
+#[derive(Debug)]
+pub(crate) struct SubscribeService {
+    pub(crate) server_name: String,
+    pub(crate) store: Arc<dyn EventStore>,
+    pub(crate) watchlist: Watchlist,
+    pub(crate) options: StreamOptions,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) draining: CancellationToken,
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Gitstafette for SubscribeService {
+    type SubscribeStream = Responses;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        if self.draining.is_cancelled() {
+            return Err(Status::unavailable("the server is going down; reconnect"));
+        }
+        let mut requests = request.into_inner();
+        let subscription = first_message(&mut requests).await?;
+        self.check_repositories(&subscription)?;
+        let client = subscription.client_id.clone();
+        let attachment = self.registry.attach(client.clone()).await;
+        let progress = self.start(&client, subscription.start).await.map_err(|error| status(&error))?;
+        let (responses, receiver) = mpsc::channel(RESPONSES);
+        let span = tracing::info_span!("session", client.id = %client);
+        let session = Session {
+            server_name: self.server_name.clone(),
+            client,
+            filter: subscription.filter,
+            store: Arc::clone(&self.store),
+            flow: Flow::new(progress, self.window(subscription.max_events, subscription.max_bytes)).into(),
+            room: tokio::sync::Notify::new(),
+            responses,
+            options: self.options,
+            draining: self.draining.clone(),
+        };
+        self.tasks.spawn(session.run(requests, attachment).instrument(span));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+impl SubscribeService {
+    /// A subscription for what is never accepted would wait for ever: it is refused.
+    fn check_repositories(&self, subscription: &Subscription) -> Result<(), Status> {
+        let outside =
+            subscription.filter.repositories.iter().find(|pattern| !self.watchlist.may_admit(pattern));
+        match outside {
+            None => Ok(()),
+            Some(pattern) => Err(Status::not_found(format!(
+                "{pattern} is not on the server's watchlist; subscribe to another repository, or add it with --repositories"
+            ))),
+        }
+    }
+
+    /// Where the subscription starts. Anything but the cursor moves the cursor there first.
+    async fn start(&self, client: &ClientId, start: Start) -> Result<Progress, StoreError> {
+        let cursor = match start {
+            Start::Cursor => return Ok(self.store.progress(client).await?.unwrap_or_default()),
+            // Beyond the head nothing was seen yet: starting there would skip what comes.
+            Start::After(sequence) => sequence.min(head(&*self.store)),
+            Start::Since(time) => self.store.before(time).await?,
+            Start::Latest => head(&*self.store),
+        };
+        self.store.seek(client, cursor).await?;
+        Ok(Progress { cursor, ahead: Default::default() })
+    }
+
+    /// The smaller of what the client asks for and what the server allows.
+    fn window(&self, events: Option<u32>, bytes: Option<u64>) -> Window {
+        let Window { events: most_events, bytes: most_bytes } = self.options.unacknowledged;
+        let events = events.and_then(|events| usize::try_from(events).ok()).unwrap_or(usize::MAX);
+        Window { events: events.min(most_events), bytes: bytes.unwrap_or(u64::MAX).min(most_bytes) }
+    }
+}
+
+async fn first_message(requests: &mut Streaming<SubscribeRequest>) -> Result<Subscription, Status> {
+    let expected = "the first message of a stream is a subscription";
+    let message = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, requests.message())
+        .await
+        .map_err(|_| Status::invalid_argument(format!("{expected}; none came in time")))??;
+    match message.and_then(|message| message.request) {
+        Some(First::Subscription(subscription)) => {
+            subscription.try_into().map_err(|error: WireError| malformed(&error))
+        }
+        Some(First::Acknowledgements(_)) | None => Err(Status::invalid_argument(expected)),
+    }
+}
+
+pub(super) fn malformed(error: &WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// Whose fault a store's error is, and whether it may be tried again, as a gRPC status. The details of a broken disk
+/// are the operator's: they are in the log.
+pub(super) fn status(error: &StoreError) -> Status {
+    tracing::error!(%error, "the store failed a subscription");
+    match error {
+        StoreError::Overloaded => Status::unavailable("the server's store is busy; reconnect"),
+        StoreError::Closed => Status::unavailable("the server is going down; reconnect"),
+        StoreError::Full { .. } | StoreError::Failed(_) => {
+            Status::unavailable("the server's store failed; its log says why")
+        }
+    }
+}
+
+/// The head as it is now.
+pub(super) fn head(store: &dyn EventStore) -> Sequence {
+    *store.head().borrow()
+}

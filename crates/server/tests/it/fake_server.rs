@@ -1,0 +1,189 @@
+//! The client against a server that misbehaves: every way a stream can break.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::Stream;
+use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::testing;
+use gitstafette_proto::v1;
+use gitstafette_proto::v1::gitstafette_server::{Gitstafette, GitstafetteServer};
+use gitstafette_proto::v1::subscribe_request::Request as Wire;
+use gitstafette_proto::v1::subscribe_response::Response as Answer;
+use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, Started, SubscribeRequest, SubscribeResponse};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::support::{TestClient, TestTarget, options, soon};
+
+type Answers = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
+type Script = dyn Fn(usize) -> Result<Answers, Status> + Send + Sync;
+
+/// Plays a script: what the n-th stream (from 0) is answered. Notes the first messages and the acknowledgements.
+struct Fake {
+    script: Arc<Script>,
+    streams: AtomicUsize,
+    heard: mpsc::UnboundedSender<Wire>,
+}
+
+#[tonic::async_trait]
+impl Gitstafette for Fake {
+    type SubscribeStream = Answers;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<SubscribeRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let mut requests = request.into_inner();
+        let heard = self.heard.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(SubscribeRequest { request: Some(request) })) = requests.message().await {
+                drop(heard.send(request));
+            }
+        });
+        (self.script)(self.streams.fetch_add(1, Ordering::SeqCst)).map(Response::new)
+    }
+}
+
+/// Starts the fake; returns its address and what it hears.
+async fn fake(
+    script: impl Fn(usize) -> Result<Answers, Status> + Send + Sync + 'static,
+) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<Wire>) {
+    let (heard, hears) = mpsc::unbounded_channel();
+    let service = Fake { script: Arc::new(script), streams: AtomicUsize::new(0), heard };
+    let router = Routes::new(GitstafetteServer::new(service)).into_axum_router();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (address, hears)
+}
+
+fn answer(response: Answer) -> Result<SubscribeResponse, Status> {
+    Ok(SubscribeResponse { response: Some(response) })
+}
+
+fn started(heartbeat_millis: u64) -> Result<SubscribeResponse, Status> {
+    let interval = gitstafette_proto::convert::duration(Duration::from_millis(heartbeat_millis));
+    answer(Answer::Started(Started { heartbeat_interval: Some(interval), ..Started::default() }))
+}
+
+fn event(sequence: u64) -> Result<SubscribeResponse, Status> {
+    let mut webhook = testing::webhook(sequence, "octo/hello", 10);
+    webhook.headers.append("x-github-delivery", format!("delivery-{sequence}"));
+    let event = Event { sequence: Sequence::new(sequence), redelivery: false, webhook };
+    answer(Answer::Event(v1::Event::from(&event)))
+}
+
+fn stream(items: Vec<Result<SubscribeResponse, Status>>) -> Result<Answers, Status> {
+    Ok(Box::pin(tokio_stream::iter(items)))
+}
+
+/// These items, and then nothing for ever.
+fn open_stream(items: Vec<Result<SubscribeResponse, Status>>) -> Result<Answers, Status> {
+    Ok(Box::pin(tokio_stream::iter(items).chain(tokio_stream::pending())))
+}
+
+#[tokio::test]
+async fn it_reconnects_after_every_kind_of_break() {
+    // As a proxy's cut shows: UNAVAILABLE, INTERNAL, UNKNOWN, an end without a word, and refusals of the call itself.
+    let (address, _heard) = fake(|number| match number {
+        0 => Err(Status::unavailable("not yet")),
+        1 => stream(vec![started(1000), Err(Status::internal("RST_STREAM"))]),
+        2 => stream(vec![started(1000), Err(Status::new(Code::Unknown, "missing trailers"))]),
+        3 => stream(vec![started(1000)]),
+        4 => stream(vec![started(1000), answer(Answer::GoAway(GoAway::default()))]),
+        _ => open_stream(vec![started(30_000), event(1)]),
+    })
+    .await;
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(address, target.target()));
+    assert_eq!(target.next_ids(1).await, ["delivery-1"]);
+    client.kill();
+}
+
+#[tokio::test]
+async fn two_missed_heartbeats_are_a_dead_stream() {
+    let (address, _heard) = fake(|number| match number {
+        0 => open_stream(vec![started(50)]),
+        _ => open_stream(vec![started(30_000), event(1)]),
+    })
+    .await;
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(address, target.target()));
+    assert_eq!(target.next_ids(1).await, ["delivery-1"]);
+    client.kill();
+}
+
+#[tokio::test]
+async fn what_was_delivered_on_a_broken_stream_is_acknowledged_on_the_next_and_not_delivered_again() {
+    // No stream ever gives a receipt: the client must remember.
+    let (address, mut heard) = fake(|number| match number {
+        0 => Ok(Box::pin(tokio_stream::iter(vec![started(1000), event(1), event(2)]).chain(
+            tokio_stream::iter(vec![answer(Answer::GoAway(GoAway {
+                reason: GoAwayReason::Window.into(),
+                message: String::new(),
+            }))]),
+        ))),
+        _ => open_stream(vec![started(30_000), event(1), event(2), event(3)]),
+    })
+    .await;
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(address, target.target()));
+    assert_eq!(target.next_ids(3).await, ["delivery-1", "delivery-2", "delivery-3"]);
+    let mut acknowledged = std::collections::BTreeSet::new();
+    while !acknowledged.is_superset(&[1, 2, 3].into()) {
+        if let Wire::Acknowledgements(message) = soon(heard.recv()).await.unwrap() {
+            acknowledged.extend(message.acknowledgements.iter().map(|one| one.sequence));
+        }
+    }
+    assert!(target.is_quiet());
+    client.kill();
+}
+
+#[tokio::test]
+async fn the_start_is_asked_for_once() {
+    let (address, mut heard) = fake(|number| match number {
+        0 => stream(vec![started(1000)]),
+        _ => open_stream(vec![started(30_000)]),
+    })
+    .await;
+    let target = TestTarget::start().await;
+    let mut latest = options(address, target.target());
+    latest.start = gitstafette_proto::convert::Start::Latest;
+    let client = TestClient::start(latest);
+    let mut starts = Vec::new();
+    while starts.len() < 2 {
+        if let Wire::Subscription(subscription) = soon(heard.recv()).await.unwrap() {
+            starts.push(subscription.start.is_some());
+        }
+    }
+    assert_eq!(starts, [true, false]);
+    client.kill();
+}
+
+#[tokio::test]
+async fn a_server_that_sends_nonsense_is_left() {
+    let nonsense = || {
+        let mut event = v1::Event::from(&Event {
+            sequence: Sequence::new(1),
+            redelivery: false,
+            webhook: testing::webhook(1, "octo/hello", 1),
+        });
+        event.delivery_id = "not an id".into();
+        answer(Answer::Event(event))
+    };
+    let (address, _heard) = fake(move |number| match number {
+        0 => open_stream(vec![started(30_000), nonsense()]),
+        _ => open_stream(vec![started(30_000), answer(Answer::Heartbeat(Heartbeat::default())), event(2)]),
+    })
+    .await;
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(address, target.target()));
+    assert_eq!(target.next_ids(1).await, ["delivery-2"]);
+    client.kill();
+}

@@ -1,0 +1,12 @@
+//! The server with real parts: real sockets on ports that the system chooses, real SQLite files, the real client, real
+//! processes that are killed.
+#![expect(unreachable_pub, clippy::unwrap_used, reason = "tests")]
+
+mod crash;
+mod delivery;
+mod fake_server;
+mod ingest;
+mod programs;
+mod streams;
+mod support;
+mod tls;

@@ -1,0 +1,205 @@
+//! The server's program: its command line, its first screen, its end.
+
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::support::{SECRET, Sender, TOKEN, soon};
+
+/// A running server program.
+pub struct Program {
+    child: tokio::process::Child,
+    log: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+    pub http: String,
+    pub grpc: std::net::SocketAddr,
+}
+
+/// The command, without anything of this machine's environment.
+fn command(arguments: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_gitstafette-server"));
+    command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn output(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    let output = command(arguments).envs(environment.iter().copied()).output().await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+impl Program {
+    /// Starts a server on ports that the system chooses and waits until it listens.
+    pub async fn start(folder: &std::path::Path, more: &[&str]) -> Self {
+        let store = folder.to_str().unwrap();
+        let mut arguments = vec!["--store", store, "--repositories", "octo-harbor/*", "--bind", "127.0.0.1"];
+        arguments.extend([
+            "--port",
+            "0",
+            "--grpc-port",
+            "0",
+            "--grpc-health-port",
+            "0",
+            "--log-format",
+            "json",
+        ]);
+        arguments.extend(more);
+        let environment = [("GITSTAFETTE_WEBHOOK_HMAC", SECRET), ("OAUTH_TOKEN", TOKEN)];
+        let mut child = command(&arguments)
+            .envs(environment)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let http = field(&mut log, "http.address").await;
+        let grpc = field(&mut log, "grpc.address").await.parse().unwrap();
+        Self { child, log, http: format!("http://{http}/v1/github/"), grpc }
+    }
+
+    /// Kills it as a power cut would.
+    pub async fn kill_9(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    fn terminate(&self) {
+        let id = self.child.id().unwrap().to_string();
+        let status = std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
+        assert!(status.success());
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        soon(self.child.wait()).await.unwrap().code()
+    }
+
+    /// What it logged from here to its end.
+    async fn rest_of_log(&mut self) -> String {
+        let mut text = String::new();
+        while let Some(line) = soon(self.log.next_line()).await.unwrap() {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// The value of a field in the next log line that has it.
+async fn field(log: &mut tokio::io::Lines<BufReader<tokio::process::ChildStderr>>, name: &str) -> String {
+    loop {
+        let line = soon(log.next_line()).await.unwrap().expect("the program ended before it listened");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("a log line is JSON");
+        if let Some(value) = line[name].as_str() {
+            return value.to_owned();
+        }
+    }
+}
+
+#[tokio::test]
+async fn three_mistakes_are_three_messages_and_exit_code_2() {
+    let arguments = ["--port", "abc", "--repositories", "octo", "--retention-age", "soon"];
+    let (code, _, errors) = output(&arguments, &[("HOME", "/tmp")]).await;
+    assert_eq!(code, 2);
+    assert_eq!(errors.lines().count(), 3, "{errors}");
+    for (line, start) in
+        errors.lines().zip(["repositories: \"octo\"", "port: \"abc\"", "retention-age: \"soon\""])
+    {
+        assert!(line.starts_with(start), "{errors}");
+    }
+    let (code, _, errors) =
+        output(&["config", "check"], &[("GITSTAFETTE_PORT", "x"), ("HOME", "/tmp")]).await;
+    assert_eq!((code, errors.lines().count()), (2, 1), "{errors}");
+}
+
+#[tokio::test]
+async fn the_default_configuration_is_printed_and_is_valid() {
+    let (code, printed, _) = output(&["config", "default"], &[]).await;
+    assert_eq!((code, printed.as_str()), (0, gitstafette_server::config::DEFAULTS));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), printed).unwrap();
+    let path = file.path().to_str().unwrap();
+    let (code, answer, errors) = output(&["config", "check", "--config", path], &[("HOME", "/tmp")]).await;
+    assert_eq!((code, answer.as_str()), (0, "the configuration is fine\n"), "{errors}");
+}
+
+#[tokio::test]
+async fn nothing_opens_beyond_loopback_unasked() {
+    let open = ["--bind", "0.0.0.0", "--store", "memory:"];
+    let (code, _, errors) = output(&open, &[]).await;
+    assert_eq!(code, 2);
+    assert!(errors.contains("--allow-unsigned") && errors.contains("--allow-anonymous"), "{errors}");
+    let (code, _, errors) = output(&open, &[("GITSTAFETTE_WEBHOOK_HMAC", "secret")]).await;
+    assert_eq!(code, 2);
+    assert!(!errors.contains("--allow-unsigned") && errors.contains("--allow-anonymous"), "{errors}");
+    let check = ["config", "check"];
+    let waived = [
+        ("GITSTAFETTE_BIND", "0.0.0.0"),
+        ("GITSTAFETTE_ALLOW_UNSIGNED", "true"),
+        ("GITSTAFETTE_ALLOW_ANONYMOUS", "true"),
+        ("HOME", "/tmp"),
+    ];
+    assert_eq!(output(&check, &waived).await.0, 0);
+    let by_token =
+        [("GITSTAFETTE_BIND", "0.0.0.0"), ("OAUTH_TOKEN", "verifies and authenticates"), ("HOME", "/tmp")];
+    assert_eq!(output(&check, &by_token).await.0, 0);
+}
+
+#[tokio::test]
+async fn a_store_in_use_is_an_error_that_names_its_holder() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Program::start(folder.path(), &[]).await;
+    let store = folder.path().to_str().unwrap();
+    let ports = ["--port", "0", "--grpc-port", "0", "--grpc-health-port", "0"];
+    let (code, _, errors) = output(&[&["--store", store], &ports[..]].concat(), &[]).await;
+    assert_eq!(code, 1);
+    let holder = format!("in use by another process (process id {})", first.child.id().unwrap());
+    assert!(errors.contains(&holder), "{errors}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_an_error_that_names_it() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, _, errors) = output(&["--store", "memory:", "--port", &port], &[]).await;
+    assert_eq!(code, 1);
+    assert!(errors.contains(&format!("127.0.0.1, port {port} for webhooks")), "{errors}");
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_a_second_start_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &[]).await;
+    Sender::to(program.http.clone()).push("delivery-1").await;
+    program.terminate();
+    assert_eq!(program.exit_code().await, Some(0));
+    let log = program.rest_of_log().await;
+    assert!(log.contains("drained") && log.contains("stopped"), "{log}");
+    assert!(!log.contains(SECRET) && !log.contains(TOKEN), "{log}");
+
+    let again = Program::start(folder.path(), &[]).await;
+    let answer =
+        Sender::to(again.http.clone()).send("push", "delivery-2", &crate::support::payload("x")).await;
+    assert!(answer.text().await.unwrap().starts_with(r#"{"sequence":2,"#));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &["--drain-timeout", "1h"]).await;
+    // A request under way holds the drain.
+    let mut stream = tokio::net::TcpStream::connect(program.http.split('/').nth(2).unwrap()).await.unwrap();
+    use tokio::io::AsyncWriteExt;
+    let head = "POST /v1/github/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nContent-Type: application/json\r\n\
+                X-GitHub-Event: push\r\nX-GitHub-Delivery: 1\r\n";
+    let signature = format!("X-Hub-Signature-256: sha256={}\r\n\r\n", "0".repeat(64));
+    stream.write_all(format!("{head}{signature}").as_bytes()).await.unwrap();
+    // An answer to another request shows that the first was read: they go through the same listener in order.
+    Sender::to(program.http.clone()).push("delivery-1").await;
+    program.terminate();
+    loop {
+        let line = soon(program.log.next_line()).await.unwrap().unwrap();
+        if line.contains("a second signal stops at once") {
+            break;
+        }
+    }
+    program.terminate();
+    assert_eq!(program.exit_code().await, Some(143));
+}
