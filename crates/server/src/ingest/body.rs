@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -44,7 +44,7 @@ impl BodyReader {
     pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<ReadBody, Refusal> {
         let limit = self.limits.body_bytes;
         if announced(headers).is_some_and(|length| length > limit) {
-            self.discard(body);
+            self.refuse(headers, body);
             return Err(Refusal::TooLarge { limit });
         }
         let timeout = self.limits.request_timeout;
@@ -79,8 +79,15 @@ impl BodyReader {
         Ok(ReadBody { bytes: Bytes::from(bytes.into_boxed_slice()), _inflight: inflight })
     }
 
+    /// Deals with a body that is refused unread. A sender that waits for a go-ahead (RFC 9110 §10.1.1) gets none.
+    pub(super) fn refuse(&self, headers: &HeaderMap, body: Body) {
+        if !headers.contains_key(EXPECT) {
+            self.discard(body);
+        }
+    }
+
     /// Reads what is left of a refused body and throws it away, for a while and not for ever.
-    pub(super) fn discard(&self, mut body: Body) {
+    fn discard(&self, mut body: Body) {
         let most = self.limits.body_bytes.saturating_mul(2);
         self.tasks.spawn(async move {
             let mut left = most;

@@ -66,7 +66,7 @@ impl Ingest {
         match self.precheck(&headers) {
             Ok(envelope) => seen.envelope = Some(envelope),
             Err(refusal) => {
-                self.bodies.discard(body);
+                self.bodies.refuse(&parts.headers, body);
                 return Err(refusal);
             }
         }

@@ -203,3 +203,34 @@ async fn a_second_signal_ends_it_at_once() {
     program.terminate();
     assert_eq!(program.exit_code().await, Some(143));
 }
+
+/// The files of this name below `examples`, each with its secrets' folder replaced by one that exists.
+fn example_files(name: &str, secrets: &std::path::Path) -> Vec<String> {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let folders = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path());
+    folders
+        .filter_map(|folder| std::fs::read_to_string(folder.join(name)).ok())
+        .map(|text| text.replace("/etc/gitstafette", secrets.to_str().unwrap()))
+        .collect()
+}
+
+#[test]
+fn the_examples_are_valid() {
+    use gitstafette_client::config as client;
+    use gitstafette_client::settings::Settings;
+    let secrets = tempfile::tempdir().unwrap();
+    for file in ["webhook.secret", "client.token"] {
+        std::fs::write(secrets.path().join(file), "secret").unwrap();
+    }
+    let servers = example_files("server.toml", secrets.path());
+    let clients = example_files("client.toml", secrets.path());
+    assert!(!servers.is_empty() && !clients.is_empty());
+    for text in servers {
+        gitstafette_server::config::Config::from_toml(&text)
+            .unwrap_or_else(|error| panic!("{text}\n{error}"));
+    }
+    for text in clients {
+        client::Config::read(Settings::from_toml(client::DEFAULTS, &text))
+            .unwrap_or_else(|error| panic!("{text}\n{error}"));
+    }
+}
