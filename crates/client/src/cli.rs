@@ -98,7 +98,7 @@ pub struct Flags {
     #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "Server")]
     pub cert_key_file_location: Option<String>,
 
-    /// Names this client; its cursor is kept under this id [default: gitstafette-client-<machine>]
+    /// Names this client; its cursor is kept under this id [default: gitstafette-client-MACHINE]
     #[arg(long, alias = "clientId", value_name = "ID", help_heading = "Subscription")]
     pub client_id: Option<String>,
     /// Repositories: id, owner/name, owner/* or *; repeatable [default: all]

@@ -124,9 +124,12 @@ fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
         None => (None, typed.as_str()),
     };
     let (host, port) = split_port(address);
-    let port = match port {
-        Some(port) => port,
-        None => settings.value("port", 1), // a wrong one is reported as itself
+    let port = match (port, scheme) {
+        (Some(port), _) => port,
+        // A URL without a port means its scheme's own (RFC 9110 §4.2).
+        (None, Some("https")) if !settings.is_set("port") => 443,
+        (None, Some("http")) if !settings.is_set("port") => 80,
+        (None, _) => settings.value("port", 1), // a wrong one is reported as itself
     };
     if host.is_empty() || host.contains(['/', '@', '?']) || port == 0 {
         settings.problem("server", "wants a host, host:port or https://host:port");

@@ -27,6 +27,8 @@ const NO_TARGET: &str = "none";
 pub(crate) struct Deliveries {
     routes: Vec<Route>,
     retry: RetryPolicy,
+    /// The store that the sequences below are of.
+    store: Option<String>,
     lanes: HashMap<LaneKey, Lane>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -56,6 +58,7 @@ impl Deliveries {
         Self {
             routes,
             retry,
+            store: None,
             lanes: HashMap::new(),
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
@@ -64,6 +67,27 @@ impl Deliveries {
             in_lanes: HashMap::new(),
             unconfirmed: BTreeMap::new(),
         }
+    }
+
+    /// The stream's sequences are of this store. If that is another one than before (a server that keeps events in
+    /// memory was started anew), the same sequences now mean other events: what is in lanes is finished without being
+    /// acknowledged, and all else is forgotten.
+    pub(crate) fn belong_to(&mut self, store: &str) {
+        let before = self.store.replace(store.to_owned());
+        if before.is_none_or(|before| before == store) {
+            return;
+        }
+        if !self.in_lanes.is_empty() {
+            tracing::warn!(
+                events = self.in_lanes.len(),
+                "the server has another store: what is under way is finished unheard"
+            );
+        }
+        // Without an entrance a lane ends when it is through.
+        self.lanes.clear();
+        self.in_lanes.clear();
+        self.unconfirmed.clear();
+        (self.sender, self.completions) = mpsc::unbounded_channel();
     }
 
     /// Takes an event from the stream. Returns its acknowledgement if there is nothing to wait for: it was delivered

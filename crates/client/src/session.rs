@@ -81,7 +81,7 @@ pub(crate) async fn run(
 
 struct Session<'a> {
     responses: Streaming<SubscribeResponse>,
-    /// `None` once the client's half of the stream is closed.
+    /// `None` once the client's half of the stream is broken.
     sender: Option<mpsc::Sender<SubscribeRequest>>,
     deliveries: &'a mut Deliveries,
     /// Acknowledgements that wait for room on the way to the server.
@@ -139,6 +139,7 @@ impl Session<'_> {
                 if !interval.is_zero() {
                     self.patience = interval.saturating_mul(2);
                 }
+                self.deliveries.belong_to(&started.store_id);
                 self.deliveries.cursor_at(Sequence::new(started.cursor));
                 info!(
                     server.name = started.server_name,
@@ -171,7 +172,6 @@ impl Session<'_> {
                 let Some(permit) = reserve(self.sender.clone()).await else { return };
                 drop(permit.send(batch(&mut self.done)));
             }
-            self.sender = None; // the server answers what is outstanding and ends the stream
             while self.deliveries.unconfirmed() > 0 {
                 match self.responses.message().await {
                     Ok(Some(SubscribeResponse { response: Some(Response::Receipt(receipt)) })) => {

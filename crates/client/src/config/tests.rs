@@ -75,6 +75,12 @@ fn addresses_choose_their_security() {
     assert!(!tls(&["--server", "relay.example", "--insecure"]));
     assert!(!tls(&["--server", "http://relay.example:80"]));
     assert!(tls(&["--server", "localhost", "--secure"]));
+    assert_eq!(
+        config(&["--server", "https://relay.example"]).client.server.url(),
+        "https://relay.example:443"
+    );
+    let port = config(&["--server", "https://relay.example", "--port", "50051"]).client.server.url();
+    assert_eq!(port, "https://relay.example:50051");
     assert_eq!(config(&["--server", "relay.example:443"]).client.server.url(), "https://relay.example:443");
     assert_eq!(config(&["--server", "http://[::1]:7"]).client.server.url(), "http://[::1]:7");
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::tail::{Bounds, Tail};
 use super::{
     Acknowledgement, Appended, EventStore, Options, Page, ReadLimit, Redelivery, Statistics, StoreError,
-    beyond,
+    StoreId, beyond,
 };
 use crate::event::{ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -25,6 +25,7 @@ use crate::target::Outcome;
 /// A store in memory: gone with the process, otherwise as good as any.
 #[derive(Debug)]
 pub struct MemoryStore {
+    id: StoreId,
     options: Options,
     state: Mutex<State>,
     head: watch::Receiver<Sequence>,
@@ -62,7 +63,7 @@ impl MemoryStore {
             clients: HashMap::new(),
             head: Some(sender),
         };
-        Self { options, state: Mutex::new(state), head }
+        Self { id: StoreId::random(), options, state: Mutex::new(state), head }
     }
 
     /// The state, after retention.
@@ -194,6 +195,10 @@ impl EventStore for MemoryStore {
         let state = self.state()?;
         let kept = state.outcomes.get(&sequence).into_iter().flatten();
         Ok(kept.map(|((client, _), outcome)| (client.clone(), outcome.clone())).collect())
+    }
+
+    fn id(&self) -> StoreId {
+        self.id
     }
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {

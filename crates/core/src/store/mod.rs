@@ -111,6 +111,9 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// As [`read`](Self::read).
     async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError>;
 
+    /// Which store this is. It stays as long as its events do.
+    fn id(&self) -> StoreId;
+
     /// What the store holds now.
     ///
     /// # Errors
@@ -119,6 +122,31 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
 
     /// Finishes what was taken and closes. Later calls get [`StoreError::Closed`].
     async fn close(&self);
+}
+
+/// Tells stores apart: a random number that a store is given when it is made. A sequence means an event only together
+/// with the store that gave it: one that was begun anew begins at 1 again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreId(u64);
+
+impl StoreId {
+    /// The id with this number.
+    pub(crate) const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// A random id. The standard library seeds its hashers from the system's randomness, which is all that is needed
+    /// here: nobody must be unable to guess it.
+    pub(crate) fn random() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        Self(RandomState::new().hash_one(std::process::id()))
+    }
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 /// What an append did.

@@ -47,7 +47,7 @@ pub(super) struct Session {
 /// Why a session ends.
 #[derive(Debug)]
 enum End {
-    /// The client closed its half and has its receipts, or is gone.
+    /// The client is gone.
     Client,
     /// The server ends it, and says so.
     GoAway(GoAwayReason, &'static str),
@@ -67,6 +67,7 @@ impl Session {
             end = self.send_events() => end,
             end = self.send_heartbeats() => end,
             end = self.ended_by_server(&attachment) => end,
+            () = self.responses.closed() => End::Client,
         };
         let last = match &end {
             End::Client => None,
@@ -94,6 +95,7 @@ impl Session {
             cursor: self.flow().cursor().get(),
             head: head(&*self.store).get(),
             heartbeat_interval: Some(duration(self.options.heartbeat)),
+            store_id: self.store.id().to_string(),
         };
         info!(cursor = started.cursor, head = started.head, "a client attached");
         if self.send(Response::Started(started)).await.is_err() {
@@ -143,11 +145,13 @@ impl Session {
         }
     }
 
-    /// Takes acknowledgements until the client closes its half.
+    /// Takes acknowledgements as long as the client sends some.
     async fn take_acknowledgements(&self, mut requests: Streaming<SubscribeRequest>) -> End {
         loop {
             let acknowledgements = match requests.message().await {
-                Ok(None) | Err(_) => return End::Client,
+                // A client may close its half and go on reading, until its window is full.
+                Ok(None) => return std::future::pending().await,
+                Err(_) => return End::Client,
                 Ok(Some(SubscribeRequest { request: Some(Request::Acknowledgements(message)) })) => message,
                 Ok(Some(SubscribeRequest { request: Some(Request::Subscription(_)) })) => {
                     let message = "a stream has one subscription; open another stream for another";

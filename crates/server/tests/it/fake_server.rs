@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::response::IntoResponse;
 use futures_util::Stream;
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::testing;
@@ -13,6 +14,7 @@ use gitstafette_proto::v1::gitstafette_server::{Gitstafette, GitstafetteServer};
 use gitstafette_proto::v1::subscribe_request::Request as Wire;
 use gitstafette_proto::v1::subscribe_response::Response as Answer;
 use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, Started, SubscribeRequest, SubscribeResponse};
+use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -142,6 +144,41 @@ async fn what_was_delivered_on_a_broken_stream_is_acknowledged_on_the_next_and_n
         }
     }
     assert!(target.is_quiet());
+    client.kill();
+}
+
+#[tokio::test]
+async fn the_same_sequence_of_another_store_is_another_event() {
+    let of_store = |id: &str| {
+        let interval = gitstafette_proto::convert::duration(Duration::from_secs(30));
+        let started =
+            Started { heartbeat_interval: Some(interval), store_id: id.to_owned(), ..Started::default() };
+        answer(Answer::Started(started))
+    };
+    let other = || {
+        let mut webhook = testing::webhook(1, "octo/hello", 10);
+        webhook.headers.append("x-github-delivery", "other");
+        answer(Answer::Event(v1::Event::from(&Event {
+            sequence: Sequence::new(1),
+            redelivery: false,
+            webhook,
+        })))
+    };
+    let (address, _heard) = fake(move |number| match number {
+        0 => stream(vec![of_store("a"), event(1), answer(Answer::GoAway(GoAway::default()))]),
+        _ => open_stream(vec![of_store("b"), other()]),
+    })
+    .await;
+    // The first target's answer is a failure: the event of the first store is still in its lane.
+    let mut target = TestTarget::answering(|number| match number {
+        1 => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        _ => StatusCode::OK.into_response(),
+    })
+    .await;
+    let client = TestClient::start(options(address, target.target()));
+    let mut ids = target.next_ids(3).await;
+    ids.sort();
+    assert_eq!(ids, ["delivery-1", "delivery-1", "other"]);
     client.kill();
 }
 

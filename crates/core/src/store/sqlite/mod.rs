@@ -63,6 +63,7 @@ use self::writer::Writer;
 use super::tail::{Bounds, Tail};
 use super::{
     Acknowledgement, Appended, EventStore, OpenError, Options, Page, ReadLimit, Statistics, StoreError,
+    StoreId,
 };
 use crate::event::{ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -74,6 +75,7 @@ const TAIL: Bounds = Bounds { count: 4096, bytes: 4 << 20 };
 
 /// A store in a folder, durable.
 pub struct SqliteStore {
+    id: StoreId,
     shared: Arc<Shared>,
     readers: Readers,
     /// `None` once closed: that ends the writer when it has done what it was given.
@@ -110,6 +112,7 @@ impl SqliteStore {
         let connection = schema::open(&database)?;
         let statistics =
             schema::statistics(&connection).map_err(|error| schema::refusal(&database, &error))?;
+        let id = schema::id(&connection).map_err(|error| schema::refusal(&database, &error))?;
 
         let shared = Arc::new(Shared {
             database: database.clone(),
@@ -134,6 +137,7 @@ impl SqliteStore {
                 reason: error.to_string(),
             })?;
         Ok(Self {
+            id,
             shared,
             readers: Readers::new(database),
             queue: RwLock::new(Some(queue)),
@@ -227,6 +231,10 @@ impl EventStore for SqliteStore {
     async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError> {
         self.check_open()?;
         self.readers.run(move |connection| reader::outcomes(connection, sequence)).await
+    }
+
+    fn id(&self) -> StoreId {
+        self.id
     }
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {

@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::folder;
 use crate::event::Sequence;
-use crate::store::{OpenError, Statistics};
+use crate::store::{OpenError, Statistics, StoreId};
 
 /// The database's file in the store's folder.
 pub(super) const FILE: &str = "events.db";
@@ -36,7 +36,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `accepted_at` is the store's own clock, which never goes back: see `retention`.
 /// - `payloads` and the tables about clients refer to events without a foreign key: retention always removes a
 ///   prefix of the log, which is one range in each of them.
-/// - `position` has one row.
+/// - `position` has one row; its `store` is the store's id.
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE events (
         sequence        INTEGER PRIMARY KEY,
@@ -92,9 +92,10 @@ const MIGRATIONS: &[&str] = &["
         head   INTEGER NOT NULL,
         events INTEGER NOT NULL,
         bytes  INTEGER NOT NULL,
-        skew   INTEGER NOT NULL
+        skew   INTEGER NOT NULL,
+        store  INTEGER NOT NULL
     ) STRICT;
-    INSERT INTO position VALUES (1, 0, 0, 0, 0);
+    INSERT INTO position VALUES (1, 0, 0, 0, 0, random());
 "];
 
 /// Opens the database for writing; makes it if there is none.
@@ -144,6 +145,12 @@ pub(super) fn statistics(connection: &Connection) -> rusqlite::Result<Statistics
         first: first(connection)?,
         head: sequence(head),
     })
+}
+
+/// The store's id.
+pub(super) fn id(connection: &Connection) -> rusqlite::Result<StoreId> {
+    let id: i64 = connection.query_row("SELECT store FROM position", (), |row| row.get(0))?;
+    Ok(StoreId::new(id.cast_unsigned()))
 }
 
 /// The oldest event, or zero.

@@ -132,12 +132,15 @@ async fn everything_survives_reopening() {
         .unwrap();
     let before = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
     let statistics = store.statistics().await.unwrap();
+    let id = store.id();
     store.close().await;
     assert!(!folder.path().join("events.db-wal").exists(), "a closed store is one file");
 
     let store = open(&folder);
     assert_eq!(store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap(), before);
     assert_eq!(store.statistics().await.unwrap(), statistics);
+    assert_eq!(store.id(), id);
+    assert_ne!(store.id(), open(&TempDir::new().unwrap()).id());
     assert_eq!(*store.head().borrow(), Sequence::new(5));
     assert_eq!(store.progress(&client()).await.unwrap(), Some(Progress { cursor, ahead: [ahead].into() }));
     assert_eq!(store.outcomes(ahead).await.unwrap(), [(client(), acknowledgement(ahead).outcomes.remove(0))]);
