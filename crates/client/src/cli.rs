@@ -1,9 +1,15 @@
 //! The command line. Every flag is a setting of the same name; what it means is decided in [`crate::config`].
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+
+use crate::settings::{self, ConfigError, Known, Settings};
+
+/// The exit code of a program whose configuration cannot be used; clap has the same for flags it does not know.
+const MISCONFIGURED: u8 = 2;
 
 /// Receives webhooks from a Gitstafette server and delivers them to a local target.
 #[derive(Debug, Parser)]
@@ -44,26 +50,57 @@ pub enum ConfigCommand {
     },
 }
 
-/// What a command line asks for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Startup {
-    /// Print the default configuration.
-    PrintDefaults,
-    /// Check the configuration with this file.
-    Check(Option<PathBuf>),
-    /// Run with this file.
-    Run(Option<PathBuf>),
+/// Does what the command asks for; what is left to run is a checked configuration.
+///
+/// # Errors
+/// The exit code with which the program is to end now: all is done, or the configuration is wrong and it was said why.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "both programs talk to whoever started them")]
+pub fn configure<C>(
+    known: Known,
+    command: Option<Command>,
+    file: Option<PathBuf>,
+    flags: &impl Serialize,
+    read: impl FnOnce(Settings) -> Result<C, ConfigError>,
+) -> Result<C, ExitCode> {
+    let (file, check) = match command {
+        None => (file, false),
+        Some(Command::Config { command: ConfigCommand::Check { config } }) => (config, true),
+        Some(Command::Config { command: ConfigCommand::Default }) => {
+            print!("{}", known.defaults);
+            return Err(ExitCode::SUCCESS);
+        }
+    };
+    let settings = Settings::load(known, file.as_deref(), settings::environment(), flags);
+    let config = read(settings).map_err(|error| {
+        eprintln!("{error}");
+        ExitCode::from(MISCONFIGURED)
+    })?;
+    if check {
+        println!("the configuration is fine");
+        return Err(ExitCode::SUCCESS);
+    }
+    Ok(config)
 }
 
-impl Startup {
-    /// What the command and `--config` ask for.
-    pub fn of(command: Option<Command>, config: Option<PathBuf>) -> Self {
-        match command {
-            None => Self::Run(config),
-            Some(Command::Config { command: ConfigCommand::Default }) => Self::PrintDefaults,
-            Some(Command::Config { command: ConfigCommand::Check { config } }) => Self::Check(config),
-        }
-    }
+/// The flags that both programs have.
+#[derive(Debug, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CommonFlags {
+    /// The CA that signs the other side's certificates (PEM)
+    #[arg(long, alias = "caFileLocation", value_name = "FILE", help_heading = "TLS")]
+    pub ca_file_location: Option<String>,
+    /// The own certificate chain (PEM)
+    #[arg(long, alias = "certFileLocation", value_name = "FILE", help_heading = "TLS")]
+    pub cert_file_location: Option<String>,
+    /// Its key (PEM)
+    #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "TLS")]
+    pub cert_key_file_location: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT", help_heading = "Process")]
+    pub log_format: Option<String>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
+    pub log_level: Option<String>,
 }
 
 /// The settings, as typed.
@@ -88,15 +125,6 @@ pub struct Flags {
     /// A file that holds the token
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     pub token_file: Option<String>,
-    /// The CA to trust (PEM) [default: the system's roots]
-    #[arg(long, alias = "caFileLocation", value_name = "FILE", help_heading = "Server")]
-    pub ca_file_location: Option<String>,
-    /// The client's certificate chain (PEM)
-    #[arg(long, alias = "certFileLocation", value_name = "FILE", help_heading = "Server")]
-    pub cert_file_location: Option<String>,
-    /// Its key (PEM)
-    #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "Server")]
-    pub cert_key_file_location: Option<String>,
 
     /// Names this client; its cursor is kept under this id [default: gitstafette-client-MACHINE]
     #[arg(long, alias = "clientId", value_name = "ID", help_heading = "Subscription")]
@@ -151,10 +179,8 @@ pub struct Flags {
     /// Where GET /health is served; 0: nowhere [default: 8080]
     #[arg(long, alias = "healthCheckPort", value_name = "PORT", help_heading = "Process")]
     pub health_check_port: Option<String>,
-    /// text or json [default: text]
-    #[arg(long, value_name = "FORMAT", help_heading = "Process")]
-    pub log_format: Option<String>,
-    /// error, warn, info, debug or trace [default: info]
-    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
-    pub log_level: Option<String>,
+    /// What both programs have.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonFlags,
 }

@@ -16,15 +16,15 @@ use crate::connect::ServerAddress;
 use crate::lane::RetryPolicy;
 use crate::logging::{LogFormat, LogLevel};
 use crate::route::Route;
-use crate::settings::{ConfigError, Settings};
+use crate::settings::{ConfigError, Known, Settings};
 use crate::target::{HttpTarget, PrintTarget};
 use crate::tls::{IdentityFiles, PemFiles};
 
 /// The default file: every key with its comment.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
 
-/// Variables by other names: those of the Go implementation.
-pub const ENVIRONMENT_ALIASES: &[(&str, &[&str])] = &[("OAUTH_TOKEN", &["token"])];
+/// The settings there are. Variables by other names: those of the Go implementation.
+pub const KNOWN: Known = Known { defaults: DEFAULTS, environment: &[("OAUTH_TOKEN", &["token"])] };
 
 /// A checked configuration.
 #[derive(Debug)]

@@ -1,44 +1,21 @@
 //! The client's binary: parse, configure, log, connect, run, drain.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program talks to the person who started it"
-)]
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use gitstafette_client::cli::{Cli, Startup};
-use gitstafette_client::config::{Config, DEFAULTS, ENVIRONMENT_ALIASES, HealthPort};
-use gitstafette_client::settings::{self, Settings};
+use gitstafette_client::cli::{self, Cli};
+use gitstafette_client::config::{Config, HealthPort, KNOWN};
 use gitstafette_client::{Client, health, logging, shutdown};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    let (file, check) = match Startup::of(cli.command, cli.config) {
-        Startup::PrintDefaults => {
-            print!("{DEFAULTS}");
-            return Ok(ExitCode::SUCCESS);
-        }
-        Startup::Check(file) => (file, true),
-        Startup::Run(file) => (file, false),
-    };
-    let settings =
-        Settings::load(DEFAULTS, file.as_deref(), settings::environment(), ENVIRONMENT_ALIASES, &cli.flags);
-    let config = match Config::read(settings) {
+    let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("{error}");
-            return Ok(ExitCode::from(settings::MISCONFIGURED));
-        }
+        Err(code) => return Ok(code),
     };
-    if check {
-        println!("the configuration is fine");
-        return Ok(ExitCode::SUCCESS);
-    }
     logging::start(config.log_format, &config.log_level);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
     Ok(ExitCode::SUCCESS)

@@ -15,11 +15,17 @@ use figment::{Figment, Metadata, Profile, Provider};
 use gitstafette_core::secret::Secret;
 use serde::Serialize;
 
-/// The exit code of a program whose configuration cannot be used; clap has the same for flags it does not know.
-pub const MISCONFIGURED: u8 = 2;
-
 /// The prefix of environment variables: the key `grpc-port` is `GITSTAFETTE_GRPC_PORT`.
 const PREFIX: &str = "GITSTAFETTE_";
+
+/// A program's settings: its default file, and the environment variables that it knows by other names.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// The default file: it names every key there is.
+    pub defaults: &'static str,
+    /// Each variable with the keys it sets; the prefixed names win over these.
+    pub environment: &'static [(&'static str, &'static [&'static str])],
+}
 
 /// The name of the layer that is always there.
 const DEFAULTS: &str = "defaults";
@@ -59,16 +65,15 @@ impl Provider for Layer {
 impl Settings {
     /// Merges the layers.
     ///
-    /// `defaults` is the embedded default file: it names every key there is. `environment` are all variables;
-    /// `aliases` are variables that go by another name, each with the keys it sets, below the prefixed ones. `flags`
-    /// serialises to a map of keys, `None` and empty lists where a flag was not given.
+    /// `environment` are all variables. `flags` serialises to a map of keys, `None` and empty lists where a flag was not
+    /// given.
     pub fn load(
-        defaults: &'static str,
+        known: Known,
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
-        aliases: &[(&str, &[&str])],
         flags: &impl Serialize,
     ) -> Self {
+        let Known { defaults, environment: aliases } = known;
         let mut problems = Vec::new();
         let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
         let from_file = file.map(|path| file_layer(path, &known, &mut problems));
@@ -374,7 +379,8 @@ mod tests {
             path
         });
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Settings::load(KEYS, written.as_deref(), environment, &[("PORT", &["port"])], flags)
+        let known = Known { defaults: KEYS, environment: &[("PORT", &["port"])] };
+        Settings::load(known, written.as_deref(), environment, flags)
     }
 
     #[test]

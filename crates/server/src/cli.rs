@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser};
-use gitstafette_client::cli::Command;
+use gitstafette_client::cli::{Command, CommonFlags};
 use serde::Serialize;
 
 /// Takes webhooks, stores them durably and streams them to clients behind firewalls.
@@ -64,15 +64,6 @@ pub struct Flags {
     #[arg(long, alias = "grpcHealthPort", value_name = "PORT", help_heading = "Where it listens")]
     pub grpc_health_port: Option<String>,
 
-    /// The certificate chain (PEM)
-    #[arg(long, alias = "certFileLocation", value_name = "FILE", help_heading = "TLS")]
-    pub cert_file_location: Option<String>,
-    /// Its key (PEM)
-    #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "TLS")]
-    pub cert_key_file_location: Option<String>,
-    /// The CA for client certificates (PEM)
-    #[arg(long, alias = "caFileLocation", value_name = "FILE", help_heading = "TLS")]
-    pub ca_file_location: Option<String>,
     /// The webhook port with a certificate: detect or required [default: detect]
     #[arg(long, value_name = "WHAT", help_heading = "TLS")]
     pub http_tls: Option<String>,
@@ -122,10 +113,8 @@ pub struct Flags {
     /// How long requests under way may take after SIGTERM [default: 8s]
     #[arg(long, value_name = "DURATION", help_heading = "Process")]
     pub drain_timeout: Option<String>,
-    /// text or json [default: text]
-    #[arg(long, value_name = "FORMAT", help_heading = "Process")]
-    pub log_format: Option<String>,
-    /// error, warn, info, debug or trace [default: info]
-    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
-    pub log_level: Option<String>,
+    /// What both programs have.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: CommonFlags,
 }

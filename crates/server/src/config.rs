@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use gitstafette_client::config::pem_files;
 use gitstafette_client::logging::{LogFormat, LogLevel};
-use gitstafette_client::settings::{ConfigError, Settings};
+use gitstafette_client::settings::{ConfigError, Known, Settings};
 use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::{Options, Redelivery, Retention};
 use gitstafette_core::subscription::Window;
@@ -24,9 +24,12 @@ use crate::tls::server_config;
 /// The default file: every key with its comment.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
 
-/// Variables by other names: the Go implementation's, and the one by which platforms such as Cloud Run name the port.
-pub const ENVIRONMENT_ALIASES: &[(&str, &[&str])] =
-    &[("OAUTH_TOKEN", &["client-token"]), ("PORT", &["port", "grpc-port", "grpc-health-port"])];
+/// The settings there are. Variables by other names: the Go implementation's, and the one by which platforms such as
+/// Cloud Run name the port.
+pub const KNOWN: Known = Known {
+    defaults: DEFAULTS,
+    environment: &[("OAUTH_TOKEN", &["client-token"]), ("PORT", &["port", "grpc-port", "grpc-health-port"])],
+};
 
 /// A checked configuration.
 #[derive(Debug)]

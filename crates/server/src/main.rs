@@ -1,46 +1,23 @@
 //! The server's binary: parse, configure, log, open, bind, run, drain.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program talks to the person who started it"
-)]
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use gitstafette_client::cli::Startup;
-use gitstafette_client::settings::{self, Settings};
+use gitstafette_client::cli;
 use gitstafette_client::{logging, shutdown};
 use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
 use gitstafette_server::cli::Cli;
-use gitstafette_server::config::{Config, DEFAULTS, ENVIRONMENT_ALIASES, StoreLocation};
+use gitstafette_server::config::{Config, KNOWN, StoreLocation};
 use gitstafette_server::{Server, ServerOptions};
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    let (file, check) = match Startup::of(cli.command, cli.config) {
-        Startup::PrintDefaults => {
-            print!("{DEFAULTS}");
-            return Ok(ExitCode::SUCCESS);
-        }
-        Startup::Check(file) => (file, true),
-        Startup::Run(file) => (file, false),
-    };
-    let settings =
-        Settings::load(DEFAULTS, file.as_deref(), settings::environment(), ENVIRONMENT_ALIASES, &cli.flags);
-    let config = match Config::read(settings) {
+    let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("{error}");
-            return Ok(ExitCode::from(settings::MISCONFIGURED));
-        }
+        Err(code) => return Ok(code),
     };
-    if check {
-        println!("the configuration is fine");
-        return Ok(ExitCode::SUCCESS);
-    }
     logging::start(config.log_format, &config.log_level);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
     Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use crate::cli::Cli;
 fn settings(arguments: &[&str], environment: &[(&str, &str)]) -> Settings {
     let cli = Cli::parse_from(["gitstafette-client"].iter().chain(arguments));
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Settings::load(DEFAULTS, None, environment, ENVIRONMENT_ALIASES, &cli.flags)
+    Settings::load(KNOWN, None, environment, &cli.flags)
 }
 
 fn config(arguments: &[&str]) -> Config {

@@ -6,7 +6,7 @@ use crate::cli::Cli;
 fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let cli = Cli::parse_from(["gitstafette-server", "--store=memory:"].iter().chain(arguments));
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Config::read(Settings::load(DEFAULTS, None, environment, ENVIRONMENT_ALIASES, &cli.flags))
+    Config::read(Settings::load(KNOWN, None, environment, &cli.flags))
 }
 
 fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Config {
