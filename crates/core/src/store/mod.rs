@@ -130,14 +130,14 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
 pub struct StoreId(u64);
 
 impl StoreId {
-    /// The id with this number.
-    pub(crate) const fn new(number: u64) -> Self {
+    /// The id with this number, for a store that keeps it.
+    pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
     /// A random id. The standard library seeds its hashers from the system's randomness, which is all that is needed
     /// here: nobody must be unable to guess it.
-    pub(crate) fn random() -> Self {
+    pub fn random() -> Self {
         use std::hash::{BuildHasher, RandomState};
         Self(RandomState::new().hash_one(std::process::id()))
     }
