@@ -2,11 +2,11 @@
 //!
 //! All steps build with the same profile and the same features, so that each crate is checked once and built once.
 
-use std::ffi::OsString;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
+
+use crate::cargo;
 
 struct Step {
     name: &'static str,
@@ -73,7 +73,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 impl Step {
     fn command(&self) -> Command {
-        let mut command = cargo();
+        let mut command = cargo::command();
         command.args(self.arguments).envs(self.environment);
         command
     }
@@ -82,28 +82,14 @@ impl Step {
 /// Whether the toolchain has the component, after an attempt to add it.
 fn installed(component: &str) -> bool {
     let subcommand = component.trim_start_matches("rust");
-    let works =
-        || cargo().args([subcommand, "--version"]).output().is_ok_and(|answer| answer.status.success());
+    let works = || {
+        cargo::command().args([subcommand, "--version"]).output().is_ok_and(|answer| answer.status.success())
+    };
     if works() {
         return true;
     }
     let added = Command::new("rustup").args(["component", "add", component]).status();
     added.is_ok_and(|status| status.success()) && works()
-}
-
-/// Cargo, at the root of the workspace.
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    // `cargo run` tells xtask its package's name, version and place. Build scripts that watch these variables would
-    // run anew whenever cargo is called from here after it was called by hand.
-    for (name, _) in std::env::vars_os() {
-        let name_of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
-        if name.to_str().is_some_and(|name| name_of_package.iter().any(|prefix| name.starts_with(prefix))) {
-            command.env_remove(name);
-        }
-    }
-    command
 }
 
 #[cfg(test)]

@@ -1,18 +1,24 @@
 //! The workspace's own tasks, run as `cargo xtask <task>`.
+//!
+//! This program builds and starts; the demo and the bench themselves are in `play/`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::process::ExitCode;
 
 use anyhow::bail;
 
+mod cargo;
 mod ci;
+mod launch;
 
 const USAGE: &str = "\
 usage: cargo xtask <task>
 
 tasks:
-  ci     all that a change must pass: format, lints, documentation, tests
-  demo   a webhook's whole way, on this machine";
+  ci                   all that a change must pass: format, lints, documentation, tests
+  demo                 a webhook's whole way, on this machine; stays up for webhooks of your own
+  demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
+  bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +35,10 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
         ["ci"] => ci::run(),
+        ["demo"] => launch::demo(&[]),
+        ["demo", "--once"] => launch::demo(&["--once"]),
+        ["bench"] => launch::bench(launch::SECONDS),
+        ["bench", "--seconds", seconds] => launch::bench(seconds),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -1,0 +1,121 @@
+//! Gitstafette itself, started as a user would: the server and a client of it, on free ports of loopback.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use gitstafette_core::secret::Secret;
+use serde_json::Value;
+
+use crate::process::Process;
+
+/// Where the server takes webhooks.
+pub(crate) const PATH: &str = "/v1/github/";
+/// The owner of all samples.
+pub(crate) const WATCHLIST: &str = "octo-harbor/*";
+
+/// Where the programs are.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    pub(crate) server: PathBuf,
+    pub(crate) client: PathBuf,
+}
+
+/// What both programs and the sender share.
+#[derive(Debug)]
+pub(crate) struct Secrets {
+    /// Of the webhooks.
+    pub(crate) webhook: Secret,
+    /// Of the client.
+    token: Secret,
+}
+
+impl Secrets {
+    /// New ones. They protect a server on loopback for some minutes: they need not be hard to guess.
+    pub(crate) fn random() -> Self {
+        let secret = || Secret::new(format!("{:032x}", fastrand::u128(..)));
+        Self { webhook: secret(), token: secret() }
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) http: SocketAddr,
+    pub(crate) grpc: SocketAddr,
+}
+
+impl Server {
+    /// Starts the server with its store in `folder` and waits until it listens.
+    pub(crate) async fn start(program: &Path, folder: &Path, secrets: &Secrets) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
+        command
+            .args(["--bind", "127.0.0.1", "--port", "0", "--grpc-port", "0", "--grpc-health-port", "0"])
+            .args(["--repositories", WATCHLIST, "--log-format", "json", "--store"])
+            .arg(folder.join("store"))
+            .env("GITSTAFETTE_WEBHOOK_HMAC", text(&secrets.webhook))
+            .env("GITSTAFETTE_CLIENT_TOKEN", text(&secrets.token));
+        let mut process = Process::start("gitstafette-server", command, folder)?;
+        let http = process.line("listening for webhooks", |line| address(line, "http.address")).await?;
+        let grpc = process.line("listening for clients", |line| address(line, "grpc.address")).await?;
+        process.ignore_log();
+        Ok(Self { process, http, grpc })
+    }
+}
+
+/// Starts a client of the server that delivers to `target`, and waits until it is subscribed.
+pub(crate) async fn start_client(
+    program: &Path,
+    folder: &Path,
+    secrets: &Secrets,
+    server: SocketAddr,
+    target: &str,
+) -> anyhow::Result<Process> {
+    let mut command = Command::new(program);
+    command
+        .args(["--server", &server.ip().to_string(), "--port", &server.port().to_string()])
+        .args(["--client-id", "xtask", "--target", target, "--health-check-port", "0"])
+        .args(["--log-format", "json"])
+        .env("GITSTAFETTE_TOKEN", text(&secrets.token));
+    let mut process = Process::start("gitstafette-client", command, folder)?;
+    process.line("subscribed", subscribed).await?;
+    process.ignore_log();
+    Ok(process)
+}
+
+/// A secret as text, which those made here are.
+pub(crate) fn text(secret: &Secret) -> String {
+    String::from_utf8_lossy(secret.expose()).into_owned()
+}
+
+/// An address in a line of a log.
+pub(crate) fn address(line: &Value, field: &str) -> Option<SocketAddr> {
+    line.get(field)?.as_str()?.parse().ok()
+}
+
+fn subscribed(line: &Value) -> Option<()> {
+    (line.get("message")?.as_str()? == "subscribed").then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_the_programs_log_is_understood() {
+        let line = json!({"message": "taking webhooks", "http.address": "127.0.0.1:1323"});
+        assert_eq!(address(&line, "http.address"), Some(([127, 0, 0, 1], 1323).into()));
+        assert_eq!(address(&line, "grpc.address"), None);
+        assert_eq!(subscribed(&line), None);
+        assert_eq!(subscribed(&json!({"message": "subscribed", "cursor": 0})), Some(()));
+    }
+
+    #[test]
+    fn secrets_are_new_each_time() {
+        let (one, two) = (Secrets::random(), Secrets::random());
+        assert_ne!(text(&one.webhook), text(&two.webhook));
+        assert_ne!(text(&one.webhook), text(&one.token));
+    }
+}
