@@ -47,6 +47,8 @@ impl HttpTarget {
         let name = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
+            // A target is near: a proxy from the environment is the way out, not in.
+            .no_proxy()
             .http1_only()
             .redirect(Policy::none())
             .referer(false)

@@ -1,5 +1,6 @@
 //! One stream: reads the log after the cursor, sends, takes acknowledgements, until a reason to end.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +12,7 @@ use gitstafette_proto::convert::duration;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{
-    Acknowledgements, Event, GoAway, GoAwayReason, Heartbeat, Receipt, Started, SubscribeRequest,
-    SubscribeResponse,
+    Event, GoAway, GoAwayReason, Heartbeat, Receipt, Started, SubscribeRequest, SubscribeResponse,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ use super::service::{head, malformed, status};
 
 /// What one read of the log takes at most: it bounds the memory of subscribers that catch up.
 const PAGE: ReadLimit = ReadLimit { events: 64, bytes: 512 << 10 };
+/// How many messages with acknowledgements may wait for the store: as many are stored at once.
+const BATCHES: usize = 64;
 /// How long the last message may wait for a client that does not read.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -62,13 +64,21 @@ struct Gone;
 impl Session {
     /// Runs until the stream ends. All halves run in this one task.
     pub(super) async fn run(self, requests: Streaming<SubscribeRequest>, attachment: Attachment) {
+        let (taken, acknowledged) = mpsc::channel(BATCHES);
+        let mut storing = pin!(self.store_acknowledgements(acknowledged));
+        let mut stored = None;
         let end = tokio::select! {
-            end = self.take_acknowledgements(requests) => end,
+            end = self.take_acknowledgements(requests, taken) => end,
             end = self.send_events() => end,
             end = self.send_heartbeats() => end,
             end = self.ended_by_server(&attachment) => end,
             () = self.responses.closed() => End::Client,
+            result = &mut storing => stored.insert(result).clone().map_or_else(End::Failed, |()| End::Client),
         };
+        if stored.is_none() {
+            // What was taken is stored before a newer stream of this client may look where to start.
+            drop(tokio::time::timeout(FAREWELL, storing).await);
+        }
         let last = match &end {
             End::Client => None,
             End::GoAway(reason, message) => {
@@ -146,9 +156,13 @@ impl Session {
     }
 
     /// Takes acknowledgements as long as the client sends some.
-    async fn take_acknowledgements(&self, mut requests: Streaming<SubscribeRequest>) -> End {
+    async fn take_acknowledgements(
+        &self,
+        mut requests: Streaming<SubscribeRequest>,
+        taken: mpsc::Sender<Vec<Acknowledgement>>,
+    ) -> End {
         loop {
-            let acknowledgements = match requests.message().await {
+            let message = match requests.message().await {
                 // A client may close its half and go on reading, until its window is full.
                 Ok(None) => return std::future::pending().await,
                 Err(_) => return End::Client,
@@ -159,38 +173,38 @@ impl Session {
                 }
                 Ok(Some(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
             };
-            if let Err(status) = self.acknowledge(acknowledgements).await {
-                return End::Failed(status);
+            let acknowledgements = message.acknowledgements.into_iter().map(TryInto::try_into).collect();
+            match acknowledgements {
+                Ok(acknowledgements) => drop(taken.send(acknowledgements).await),
+                Err(error) => return End::Failed(malformed(&error)),
             }
         }
     }
 
-    /// Stores what became of events, and only then gives the receipt.
-    async fn acknowledge(
+    /// Stores what became of events, and only then gives receipts. What comes while one commit is under way is stored
+    /// by the next: a subscriber is not bound to one event per fsync.
+    async fn store_acknowledgements(
         &self,
-        Acknowledgements { acknowledgements }: Acknowledgements,
+        mut taken: mpsc::Receiver<Vec<Acknowledgement>>,
     ) -> Result<(), Status> {
-        let mut acknowledgements = acknowledgements
-            .into_iter()
-            .map(Acknowledgement::try_from)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| malformed(&error))?;
-        let sequences = acknowledgements.iter().map(|one| one.sequence.get()).collect();
-        let cursor = {
-            let mut flow = self.flow();
-            // What is not outstanding was acknowledged before, or was never sent here: it changes nothing.
-            acknowledgements.retain(|one| flow.acknowledged(one.sequence));
-            flow.cursor()
-        };
-        self.room.notify_one();
-        if !acknowledgements.is_empty() {
-            self.store
-                .acknowledge(&self.client, acknowledgements, cursor)
-                .await
-                .map_err(|error| status(&error))?;
+        let mut batches = Vec::new();
+        while taken.recv_many(&mut batches, BATCHES).await > 0 {
+            let mut acknowledgements: Vec<_> = batches.drain(..).flatten().collect();
+            let sequences = acknowledgements.iter().map(|one| one.sequence.get()).collect();
+            let cursor = {
+                let mut flow = self.flow();
+                // What is not outstanding was acknowledged before, or was never sent here: it changes nothing.
+                acknowledgements.retain(|one| flow.acknowledged(one.sequence));
+                flow.cursor()
+            };
+            self.room.notify_one();
+            if !acknowledgements.is_empty() {
+                let stored = self.store.acknowledge(&self.client, acknowledgements, cursor).await;
+                stored.map_err(|error| status(&error))?;
+            }
+            // A client that is gone needs no receipt: the session ends by another half.
+            drop(self.send(Response::Receipt(Receipt { sequences })).await);
         }
-        // A client that is gone needs no receipt: the loop ends by its other half.
-        drop(self.send(Response::Receipt(Receipt { sequences })).await);
         Ok(())
     }
 
