@@ -12,7 +12,7 @@ use crate::settings::{self, ConfigError, Known, Settings};
 const MISCONFIGURED: u8 = 2;
 
 /// Receives webhooks from a Gitstafette server and delivers them to a local target.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "gitstafette-client", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do other than running.
@@ -83,7 +83,7 @@ pub fn configure<C>(
 }
 
 /// The flags that both programs have.
-#[derive(Debug, Default, Args, Serialize)]
+#[derive(Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CommonFlags {
     /// The CA that signs the other side's certificates (PEM)
@@ -103,8 +103,8 @@ pub struct CommonFlags {
     pub log_level: Option<String>,
 }
 
-/// The settings, as typed.
-#[derive(Debug, Default, Args, Serialize)]
+/// The settings, as typed. They are not to be printed: secrets are among them.
+#[derive(Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Flags {
     /// The server: host, host:port or https://host:port [default: 127.0.0.1]
@@ -135,7 +135,7 @@ pub struct Flags {
     /// Kinds of events: push, pull_request.opened; repeatable [default: all]
     #[arg(long, value_name = "EVENT", help_heading = "Subscription")]
     pub event: Vec<String>,
-    /// Where to start: cursor, earliest, latest or a sequence [default: cursor]
+    /// Where a new client id starts: earliest, latest or a sequence [default: earliest]
     #[arg(long, value_name = "WHERE", help_heading = "Subscription")]
     pub start: Option<String>,
     /// Events on their way at once [default: 256]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gitstafette_core::backoff::Backoff;
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
-use gitstafette_proto::convert::{Start, Subscription};
+use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 use gitstafette_proto::v1::GoAwayReason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
 use crate::lane::RetryPolicy;
 use crate::route::Route;
-use crate::session::{self, End, Progress};
+use crate::session::{self, End, Notice};
 
 /// Between tries to reach the server.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
@@ -34,6 +34,8 @@ pub struct ClientOptions {
     pub filter: Filter,
     /// Where to start. Only the first stream starts there; later ones go on at the cursor.
     pub start: Start,
+    /// What the start means if this id was there before.
+    pub existing_cursor: ExistingCursor,
     /// Events that may be on their way to targets; `None` leaves it to the server.
     pub max_events: Option<u32>,
     /// Bytes of them; `None` leaves it to the server.
@@ -110,14 +112,15 @@ impl Client {
             client_id: self.options.client_id.clone(),
             filter: self.options.filter.clone(),
             start,
+            existing_cursor: self.options.existing_cursor,
             max_events: self.options.max_events,
             max_bytes: self.options.max_bytes,
         };
-        session::run(connection, subscription, deliveries, stop, |progress| {
+        session::run(connection, subscription, deliveries, stop, |notice| {
             *started = true;
-            self.state.send_modify(|state| match progress {
-                Progress::Started => state.subscribed = true,
-                Progress::Received(sequence) => state.received = sequence,
+            self.state.send_modify(|state| match notice {
+                Notice::Started => state.subscribed = true,
+                Notice::Received(sequence) => state.received = sequence,
             });
         })
         .await
@@ -135,24 +138,24 @@ impl Client {
             }
             End::GoAway(GoAwayReason::TakenOver, message) => {
                 let wait = REFUSED.delay(failures, random);
-                error!(server, client.id = %self.options.client_id, retry_in_s = wait.as_secs(), "{message}");
+                error!(server, client.id = %self.options.client_id, retry_in_s = wait.as_secs(), reason = message, "taken over");
                 wait
             }
             End::GoAway(_, message) => {
                 let wait = RECONNECT.delay(failures, random);
-                info!(server, retry_in_ms = millis(wait), "{message}");
+                info!(server, retry_in_ms = millis(wait), reason = message, "the server ended the stream");
                 wait
             }
             End::Broken(status) if is_refusal(&status) => {
                 let wait = REFUSED.delay(failures, random);
                 let code = status.code();
-                error!(server, status = ?code, retry_in_s = wait.as_secs(), "the server refuses: {}", status.message());
+                error!(server, status = ?code, retry_in_s = wait.as_secs(), reason = status.message(), "the server refuses");
                 wait
             }
             End::Broken(status) => {
                 let wait = RECONNECT.delay(failures, random);
                 let code = status.code();
-                warn!(server, status = ?code, retry_in_ms = millis(wait), "no stream: {}", status.message());
+                warn!(server, status = ?code, retry_in_ms = millis(wait), reason = status.message(), "no stream");
                 wait
             }
         };

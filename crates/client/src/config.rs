@@ -9,7 +9,7 @@ use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::secret::Secret;
 use gitstafette_core::target::Target;
-use gitstafette_proto::convert::Start;
+use gitstafette_proto::convert::{ExistingCursor, Start};
 
 use crate::client::ClientOptions;
 use crate::connect::ServerAddress;
@@ -18,7 +18,7 @@ use crate::logging::{LogFormat, LogLevel};
 use crate::route::Route;
 use crate::settings::{ConfigError, Known, Settings};
 use crate::target::{HttpTarget, PrintTarget};
-use crate::tls::{IdentityFiles, PemFiles};
+use crate::tls::{IdentityFiles, PemFiles, TlsError};
 
 /// The default file: every key with its comment.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
@@ -58,20 +58,18 @@ impl Config {
     pub fn read(mut settings: Settings) -> Result<Self, ConfigError> {
         let tls_files = pem_files(&mut settings);
         let server = server(&mut settings, &tls_files);
-        let client_id = settings.optional("client-id").unwrap_or_else(default_client_id);
         let filter = Filter { repositories: settings.list("repo"), events: settings.list("event") };
         let start = settings.value("start", StartSetting(Start::Cursor)).0;
-        let max_events = settings.value("max-unacknowledged-events", 1_u32);
-        let max_bytes = settings.bytes("max-unacknowledged-bytes");
-        let window = ["max-unacknowledged-events", "max-unacknowledged-bytes"];
-        if (max_events == 0 || max_bytes == 0) && settings.are_sound(&window) {
-            settings.problem("max-unacknowledged-events", "and max-unacknowledged-bytes must be at least 1");
-        }
+        let max_events = settings.count("max-unacknowledged-events", u32::MAX.into());
+        let max_bytes = settings.positive_bytes("max-unacknowledged-bytes");
         let (target, to) = target(&mut settings, &tls_files);
+        let given_id = settings.optional("client-id");
+        let remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
+        let client_id = given_id.unwrap_or_else(|| default_client_id(to.is_some()));
         let retry = RetryPolicy {
             backoff: Backoff {
-                first: settings.duration("retry-first"),
-                most: settings.duration("retry-most"),
+                first: settings.positive_duration("retry-first"),
+                most: settings.positive_duration("retry-most"),
             },
             give_up_after: settings.duration("give-up-after"),
         };
@@ -82,13 +80,13 @@ impl Config {
         };
         let log_format = settings.value("log-format", LogFormat::Text);
         let log_level = settings.value("log-level", LogLevel::default());
-        let remarks = remarks(&server, &filter, &to);
         let client = ClientOptions {
             server,
             client_id,
             filter,
             start,
-            max_events: Some(max_events),
+            existing_cursor: ExistingCursor::Keep,
+            max_events: u32::try_from(max_events).ok(),
             max_bytes: Some(max_bytes),
             routes: vec![Route::new(target)],
             retry,
@@ -166,18 +164,16 @@ fn token(settings: &mut Settings) -> Option<Secret> {
 }
 
 fn client_tls(settings: &mut Settings, files: &PemFiles) -> Option<Arc<rustls::ClientConfig>> {
-    match files.client_config() {
-        Ok(config) => Some(Arc::new(config)),
-        Err(error) => {
-            settings.problem("ca-file-location", &error.to_string());
-            None
-        }
-    }
+    usable(settings, files.client_config()).map(Arc::new)
+}
+
+fn usable<T>(settings: &mut Settings, tls: Result<T, TlsError>) -> Option<T> {
+    tls.map_err(|error| settings.problem("ca-file-location", &error.to_string())).ok()
 }
 
 /// The target, and its URL if there is one.
 fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option<String>) {
-    let timeout = settings.duration("target-timeout");
+    let timeout = settings.positive_duration("target-timeout");
     let relay = relay_url(settings);
     let url = match (settings.optional::<String>("target"), relay) {
         (Some(_), Some(_)) => {
@@ -187,8 +183,8 @@ fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option
         (target, relay) => target.or(relay),
     };
     let Some(url) = url else { return (Arc::new(PrintTarget::new()), None) };
-    let tls = if url.starts_with("https:") { client_tls(settings, files) } else { None };
-    let tls = tls.map_or_else(no_tls, |config| rustls::ClientConfig::clone(&config));
+    let tls = if url.starts_with("https:") { usable(settings, files.target_config()) } else { None };
+    let tls = tls.unwrap_or_else(no_tls);
     match HttpTarget::try_new(&url, timeout, tls) {
         Ok(target) => (Arc::new(target), Some(url)),
         Err(error) => {
@@ -242,19 +238,24 @@ fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-fn default_client_id() -> ClientId {
+/// The id of a client that was given none. One that prints has its own: it must not take over the subscription of one
+/// that delivers, and acknowledge in its place.
+fn default_client_id(delivers: bool) -> ClientId {
     let machine = gethostname::gethostname().to_string_lossy().into_owned();
-    format!("gitstafette-client-{machine}")
-        .parse()
-        .or_else(|_| "gitstafette-client".parse())
-        .expect("the fallback is a client id")
+    let what = if delivers { "gitstafette-client" } else { "gitstafette-client-print" };
+    format!("{what}-{machine}").parse().or_else(|_| what.parse()).expect("the fallback is a client id")
 }
 
-fn remarks(server: &ServerAddress, filter: &Filter, target: &Option<String>) -> Vec<String> {
+fn remarks(server: &ServerAddress, filter: &Filter, target: Option<&str>, has_id: bool) -> Vec<String> {
     let mut remarks = Vec::new();
     if target.is_none() {
         remarks.push(
             "no target: webhooks are printed here; deliver them with --target http://host:port/path".into(),
+        );
+    } else if !has_id {
+        remarks.push(
+            "no --client-id: under this machine's name; where that changes (containers), all stored webhooks come again"
+                .into(),
         );
     }
     if filter.repositories.is_empty() {
@@ -274,13 +275,12 @@ impl FromStr for StartSetting {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "cursor" => Ok(Self(Start::Cursor)),
-            "earliest" => Ok(Self(Start::After(Sequence::ZERO))),
+            "earliest" => Ok(Self(Start::Cursor)), // where an id without a cursor starts anyway
             "latest" => Ok(Self(Start::Latest)),
             _ => text
                 .parse()
                 .map(|number| Self(Start::After(Sequence::new(number))))
-                .map_err(|_| format!("{text:?} is neither cursor, earliest, latest nor a sequence number")),
+                .map_err(|_| format!("{text:?} is neither earliest, latest nor a sequence number")),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use gitstafette_core::secret::Secret;
@@ -11,6 +14,7 @@ use gitstafette_proto::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
@@ -39,8 +43,14 @@ pub struct ServerAddress {
     pub token: Option<Secret>,
 }
 
-/// A connected client.
-pub(crate) type Connection = GitstafetteClient<InterceptedService<Channel, Bearer>>;
+/// A connection to the server.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// The calls.
+    pub(crate) calls: GitstafetteClient<InterceptedService<Channel, Bearer>>,
+    /// How many bytes have come in. A large event is on its way for a while before it is a message.
+    pub(crate) received: Arc<AtomicU64>,
+}
 
 impl ServerAddress {
     /// The address as a URL, for logs.
@@ -65,17 +75,19 @@ impl ServerAddress {
             .map_err(|error| invalid(&error))?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let this = self.clone();
+        let (this, received) = (self.clone(), Arc::new(AtomicU64::new(0)));
+        let counter = Arc::clone(&received);
         let connector = tower::service_fn(move |_: Uri| {
-            let this = this.clone();
-            async move { this.dial().await.map(TokioIo::new) }
+            let (this, counter) = (this.clone(), Arc::clone(&counter));
+            async move { this.dial().await.map(|stream| TokioIo::new(Counted { stream, counter })) }
         });
         let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
             Status::unavailable(format!("cannot connect to {}: {}", self.url(), root_cause(&error)))
         })?;
-        Ok(GitstafetteClient::with_interceptor(channel, bearer)
+        let calls = GitstafetteClient::with_interceptor(channel, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_REQUEST_BYTES))
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
+        Ok(Connection { calls, received })
     }
 
     async fn dial(self) -> io::Result<Either<TcpStream, tokio_rustls::client::TlsStream<TcpStream>>> {
@@ -91,6 +103,41 @@ impl ServerAddress {
         tokio::time::timeout(CONNECT_TIMEOUT, dial)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+}
+
+/// A stream that counts what it receives.
+#[derive(Debug)]
+struct Counted<S> {
+    stream: S,
+    counter: Arc<AtomicU64>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        this.counter.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
 

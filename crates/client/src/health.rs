@@ -1,16 +1,29 @@
 //! `GET /health`: whether the client lives, and whether its subscription stands.
 
-use std::io;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Json;
-use axum::extract::State;
-use axum::routing::get;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::client::ClientState;
+
+/// How long one probe may take, from its connection to the end of its answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Probes at once. More wait: the port is open to the local network.
+const PROBES: usize = 32;
 
 /// The answer. Its status is 200 as long as the process lives: a server that is away is no reason to restart a client.
 #[derive(Debug, Serialize)]
@@ -21,20 +34,88 @@ struct Health {
     received: u64,
 }
 
-/// Serves `GET /health` until `stop` is cancelled.
-///
-/// # Errors
-/// The listener broke.
-pub async fn serve(
-    listener: TcpListener,
-    state: watch::Receiver<ClientState>,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let router = axum::Router::new().route("/health", get(health)).with_state(state);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+/// Serves `GET /health` until `stop` is cancelled: one request a connection, each within a time-out.
+pub async fn serve(listener: TcpListener, state: watch::Receiver<ClientState>, stop: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(PROBES));
+    let mut probes = JoinSet::new();
+    loop {
+        let accepted = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (listener.accept().await, slot)
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(_) = probes.join_next() => {}
+            (accepted, slot) = accepted => match accepted {
+                Ok((stream, _)) => {
+                    let state = state.clone();
+                    probes.spawn(async move {
+                        drop(tokio::time::timeout(TIMEOUT, answer(stream, state)).await);
+                        drop(slot);
+                    });
+                }
+                Err(error) => debug!(%error, "a probe could not be accepted"),
+            },
+        }
+    }
 }
 
-async fn health(State(state): State<watch::Receiver<ClientState>>) -> Json<Health> {
-    let ClientState { subscribed, received } = *state.borrow();
-    Json(Health { status: "ok", subscribed, received: received.get() })
+async fn answer(stream: TcpStream, state: watch::Receiver<ClientState>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = respond(&request, *state.borrow());
+        async { Ok::<_, Infallible>(response) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).keep_alive(false);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        debug!(%error, "a probe broke off");
+    }
+}
+
+fn respond(request: &Request<Incoming>, state: ClientState) -> Response<Full<Bytes>> {
+    let health = Health { status: "ok", subscribed: state.subscribed, received: state.received.get() };
+    let (status, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/health") => {
+            (StatusCode::OK, serde_json::to_vec(&health).unwrap_or_default())
+        }
+        (_, "/health") => (StatusCode::METHOD_NOT_ALLOWED, Vec::new()),
+        _ => (StatusCode::NOT_FOUND, Vec::new()),
+    };
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gitstafette_core::event::Sequence;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn ask(address: std::net::SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn tells_the_state_and_stops_in_spite_of_a_peer_that_dawdles() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (state, receiver) = watch::channel(ClientState::default());
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, receiver, stop.clone()));
+        state.send_replace(ClientState { subscribed: true, received: Sequence::new(7) });
+        let answer = ask(address, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with(r#"{"status":"ok","subscribed":true,"received":7}"#), "{answer}");
+        assert!(ask(address, "GET /other HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 404 "));
+        let mut dawdling = TcpStream::connect(address).await.unwrap();
+        dawdling.write_all(b"GET /hea").await.unwrap();
+        stop.cancel();
+        serving.await.unwrap();
+    }
 }

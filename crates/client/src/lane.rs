@@ -82,8 +82,9 @@ async fn deliver(
             }
             Verdict::Retry(wish) => {
                 let wait = retry.backoff.delay(attempts, fastrand::f64());
-                // A target may ask for more patience, but not for more than it gets anyway.
-                wait.max(wish.unwrap_or_default().min(retry.backoff.most))
+                // A target may ask for more patience than the backoff has, up to the last try.
+                let left = retry.give_up_after.saturating_sub(started.elapsed());
+                wait.max(wish.unwrap_or_default().min(left))
             }
         };
         if started.elapsed() + wait > retry.give_up_after {

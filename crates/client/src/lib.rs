@@ -14,6 +14,7 @@
 //!     client_id: "example".parse()?,
 //!     filter: Filter { repositories: vec!["octo/*".parse()?], events: vec![] },
 //!     start: Default::default(),
+//!     existing_cursor: Default::default(),
 //!     max_events: None,
 //!     max_bytes: None,
 //!     routes: vec![Route::new(Arc::new(PrintTarget::new()))],

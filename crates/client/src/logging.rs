@@ -45,11 +45,28 @@ impl FromStr for LogLevel {
     }
 }
 
+/// Standard error, or nothing: whoever reads it may go away, and a webhook must not fail for want of a log line.
+struct Lossy(std::io::Stderr);
+
+impl std::io::Write for Lossy {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.0.write_all(bytes) {
+            // What could not be written is lost: trying again would not help.
+            Ok(()) | Err(_) => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Starts logging to standard error. Later calls have no effect: the first one in the process counts.
 pub fn start(format: LogFormat, level: &LogLevel) {
     use std::io::IsTerminal;
     let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| Lossy(std::io::stderr()))
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(EnvFilter::new(&level.0))
         .with_target(false);

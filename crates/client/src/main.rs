@@ -42,7 +42,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let health = health.map(|listener| tokio::spawn(health::serve(listener, client.state(), stop.clone())));
     client.run(stop).await;
     if let Some(health) = health {
-        health.await.context("the health check's task")?.context("serving the health check")?;
+        health.await.context("the health check's task")?;
     }
     info!("stopped");
     Ok(())

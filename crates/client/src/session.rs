@@ -1,6 +1,8 @@
 //! One stream: subscribe, receive, hand to lanes, acknowledge; until it ends.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -23,8 +25,14 @@ use crate::deliveries::Deliveries;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many batches of acknowledgements may wait for the connection.
 const REQUESTS: usize = 4;
-/// How many acknowledgements go in one message: with details of 2 KiB it stays under the server's message limit.
-const BATCH: usize = 512;
+/// How many outcomes go in one message: with details of 2 KiB and names of 256 bytes it stays below the 4 MiB that a
+/// server takes.
+const BATCH: usize = 1024;
+/// What a server may ask for as the interval of its heartbeats.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+/// Fewer bytes than these within the time of two heartbeats are no event on its way: a proxy answers for a dead server
+/// with HTTP/2 PINGs, of 17 bytes each.
+const SIGN_OF_LIFE: u64 = 4096;
 /// How long the end may take: tries under way, their acknowledgements out, the receipts in.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -41,7 +49,7 @@ pub(crate) enum End {
 
 /// What happens on a stream that others want to know.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Progress {
+pub(crate) enum Notice {
     /// The subscription stands.
     Started,
     /// An event came.
@@ -54,23 +62,29 @@ pub(crate) async fn run(
     subscription: Subscription,
     deliveries: &mut Deliveries,
     stop: &CancellationToken,
-    mut progress: impl FnMut(Progress) + Send,
+    mut notify: impl FnMut(Notice) + Send,
 ) -> End {
     let (sender, receiver) = mpsc::channel(REQUESTS);
     let first = SubscribeRequest { request: Some(Request::Subscription(subscription.into())) };
     if sender.try_send(first).is_err() {
         return End::Broken(Status::internal("the first message does not fit its empty channel"));
     }
-    let opened = tokio::time::timeout(START_TIMEOUT, connection.subscribe(requests(receiver)));
+    let opened = tokio::time::timeout(START_TIMEOUT, connection.calls.subscribe(requests(receiver)));
     let responses = match stop.run_until_cancelled(opened).await {
         None => return End::Stopped,
         Some(Err(_)) => return End::Broken(silent(START_TIMEOUT)),
         Some(Ok(Err(status))) => return End::Broken(status),
         Some(Ok(Ok(response))) => response.into_inner(),
     };
-    let mut session =
-        Session { responses, sender: Some(sender), deliveries, done: Vec::new(), patience: START_TIMEOUT };
-    match session.stream(stop, &mut progress).await {
+    let mut session = Session {
+        responses,
+        sender: Some(sender),
+        deliveries,
+        done: Vec::new(),
+        patience: START_TIMEOUT,
+        received: connection.received,
+    };
+    match session.stream(stop, &mut notify).await {
         End::Stopped => {
             session.farewell().await;
             End::Stopped
@@ -88,24 +102,22 @@ struct Session<'a> {
     done: Vec<Acknowledgement>,
     /// How long the server may be silent: two heartbeats.
     patience: Duration,
+    /// How many bytes have come in on the connection.
+    received: Arc<AtomicU64>,
 }
 
 impl Session<'_> {
-    async fn stream(
-        &mut self,
-        stop: &CancellationToken,
-        progress: &mut (impl FnMut(Progress) + Send),
-    ) -> End {
-        let mut heard = Instant::now();
+    async fn stream(&mut self, stop: &CancellationToken, notify: &mut (impl FnMut(Notice) + Send)) -> End {
+        let mut heard = (Instant::now(), self.received());
         loop {
-            let deadline = heard + self.patience;
+            let deadline = heard.0 + self.patience;
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
                 message = self.responses.message() => {
-                    heard = Instant::now();
+                    heard = (Instant::now(), self.received());
                     match message {
                         Ok(Some(SubscribeResponse { response: Some(response) })) => {
-                            if let Err(end) = self.receive(response, progress) {
+                            if let Err(end) = self.receive(response, notify) {
                                 return end;
                             }
                         }
@@ -120,25 +132,29 @@ impl Session<'_> {
                     // The stream is broken; its error comes by the other half.
                     None => self.sender = None,
                 },
-                () = tokio::time::sleep_until(deadline) => return End::Broken(silent(self.patience)),
+                () = tokio::time::sleep_until(deadline) => {
+                    let received = self.received();
+                    if received - heard.1 < SIGN_OF_LIFE {
+                        return End::Broken(silent(self.patience));
+                    }
+                    heard = (Instant::now(), received);
+                }
             }
         }
     }
 
+    fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Takes one message in; `Err` ends the stream.
-    fn receive(
-        &mut self,
-        response: Response,
-        progress: &mut (impl FnMut(Progress) + Send),
-    ) -> Result<(), End> {
+    fn receive(&mut self, response: Response, notify: &mut (impl FnMut(Notice) + Send)) -> Result<(), End> {
         match response {
             Response::Started(started) => {
                 let interval =
                     from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
                         .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
-                if !interval.is_zero() {
-                    self.patience = interval.saturating_mul(2);
-                }
+                self.patience = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end()) * 2;
                 self.deliveries.belong_to(&started.store_id);
                 self.deliveries.cursor_at(Sequence::new(started.cursor));
                 info!(
@@ -147,14 +163,14 @@ impl Session<'_> {
                     head = started.head,
                     "subscribed"
                 );
-                progress(Progress::Started);
+                notify(Notice::Started);
             }
             Response::Event(event) => {
                 let event = Event::try_from(event).map_err(|error| {
                     End::Broken(Status::internal(format!("the server sent no event: {error}")))
                 })?;
                 debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "received");
-                progress(Progress::Received(event.sequence));
+                notify(Notice::Received(event.sequence));
                 self.done.extend(self.deliveries.accept(&Arc::new(event)));
             }
             Response::Heartbeat(heartbeat) => self.deliveries.cursor_at(Sequence::new(heartbeat.cursor)),
@@ -203,7 +219,12 @@ async fn reserve(
 }
 
 fn batch(done: &mut Vec<Acknowledgement>) -> SubscribeRequest {
-    let count = done.len().min(BATCH);
+    let mut outcomes = 0;
+    let fits = |one: &&Acknowledgement| {
+        outcomes += one.outcomes.len();
+        outcomes <= BATCH
+    };
+    let count = done.iter().take_while(fits).count().max(1);
     let acknowledgements = done.drain(..count).map(|done| v1::Acknowledgement::from(&done)).collect();
     SubscribeRequest { request: Some(Request::Acknowledgements(v1::Acknowledgements { acknowledgements })) }
 }

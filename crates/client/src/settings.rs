@@ -37,7 +37,7 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// The merged layers, and what was found wrong in them so far.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Settings {
     figment: Figment,
     problems: Vec<String>,
@@ -46,7 +46,6 @@ pub struct Settings {
 }
 
 /// One layer: where it comes from, and its values by key.
-#[derive(Debug)]
 struct Layer {
     name: String,
     values: Dict,
@@ -59,6 +58,13 @@ impl Provider for Layer {
 
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         Ok(Map::from([(Profile::Default, self.values.clone())]))
+    }
+}
+
+impl fmt::Debug for Settings {
+    /// Without the values: secrets are among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("problems", &self.problems).finish_non_exhaustive()
     }
 }
 
@@ -154,6 +160,33 @@ impl Settings {
     /// A number of bytes such as `25MiB`.
     pub fn bytes(&mut self, key: &str) -> u64 {
         self.value(key, ByteSize(0)).0
+    }
+
+    /// A duration that is more than nothing.
+    pub fn positive_duration(&mut self, key: &str) -> Duration {
+        let duration = self.duration(key);
+        if duration.is_zero() && self.are_sound(&[key]) {
+            self.problem(key, "must be more than 0");
+        }
+        duration
+    }
+
+    /// A number of bytes, 1 or more.
+    pub fn positive_bytes(&mut self, key: &str) -> u64 {
+        let bytes = self.bytes(key);
+        if bytes == 0 && self.are_sound(&[key]) {
+            self.problem(key, "must be more than 0");
+        }
+        bytes
+    }
+
+    /// A number between 1 and `most`.
+    pub fn count(&mut self, key: &str, most: u64) -> u64 {
+        let count = self.value(key, 1);
+        if !(1..=most).contains(&count) {
+            self.problem(key, &format!("must be between 1 and {most}"));
+        }
+        count.clamp(1, most)
     }
 
     /// Whether a key is `true`.
@@ -278,7 +311,9 @@ fn values_of(
     match data {
         Ok(mut profiles) => profiles.remove(&Profile::Default).unwrap_or_default(),
         Err(error) => {
-            problems.push(format!("{name}: {error}"));
+            // The lines after the first quote the file, and the quoted line may hold a secret.
+            let error = error.to_string();
+            problems.push(format!("{name}: {}", error.lines().next().unwrap_or_default()));
             Dict::new()
         }
     }
@@ -446,6 +481,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_syntax_error_quotes_nothing() {
+        let error = load(Some("port = 1\ntoken = hunter2"), &[], &Flags::default())
+            .finish(())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("line 2, column 9") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

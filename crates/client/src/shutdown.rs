@@ -19,8 +19,8 @@ pub fn on_signal() -> io::Result<CancellationToken> {
     // Ends with the process: there is nobody to join it.
     tokio::spawn(async move {
         next(&mut signals).await;
-        tracing::info!("stopping; a second signal stops at once");
         cancelled.cancel();
+        tracing::info!("stopping; a second signal stops at once");
         next(&mut signals).await;
         tracing::warn!("stopped by a second signal");
         std::process::exit(EXIT_CODE);

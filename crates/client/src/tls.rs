@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls_platform_verifier::{BuilderVerifierExt, Verifier};
 
 /// The PEM files that identify one side and say whom it trusts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,23 @@ impl PemFiles {
                 builder.with_client_auth_cert(chain, key).map_err(|source| identity.unusable(source))
             }
         }
+    }
+}
+
+impl PemFiles {
+    /// TLS to a target: trusts the system's roots and the CA file, and shows nothing. The identity is for the server.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn target_config(&self) -> Result<ClientConfig, TlsError> {
+        let extra = self.ca.as_deref().map(certificates).transpose()?.unwrap_or_default();
+        let verifier = Verifier::new_with_extra_roots(extra, provider()).map_err(TlsError::SystemRoots)?;
+        Ok(ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::SystemRoots)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth())
     }
 }
 
@@ -184,6 +201,7 @@ mod tests {
         let identity = files.identity("a");
         let pem = PemFiles { ca: Some(identity.certificate.clone()), identity: Some(identity) };
         assert!(pem.client_config().is_ok());
+        assert!(pem.target_config().is_ok());
     }
 
     #[test]

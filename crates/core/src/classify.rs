@@ -11,6 +11,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use crate::event::{DeliveryId, EventType, Facts, HookId, IdentifierError, Source, Timestamp, Webhook};
 use crate::headers::{HeaderError, Headers};
 use crate::repository::{RepositoryId, RepositoryName};
+use crate::text::is_showable;
 use crate::verify::{Unverified, Verified};
 
 const CONTENT_TYPE: &str = "content-type";
@@ -94,7 +95,7 @@ pub fn github(request: Verified, received_at: Timestamp) -> Result<Webhook, Clas
         hook_id,
         delivery_id,
         owner: payload.owner(repository_name.as_ref()),
-        event_type: EventType { name: event, action: payload.action },
+        event_type: EventType { name: event, action: payload.action.filter(|action| is_showable(action)) },
         repository_id: payload.repository.and_then(|repository| repository.id).map(RepositoryId),
         repository_name,
         installation_id: payload.installation.and_then(|installation| installation.id),
@@ -160,7 +161,7 @@ impl Payload {
     }
 
     fn owner(&self, repository: Option<&RepositoryName>) -> Option<Box<str>> {
-        let login = |account: &Account| account.login.clone();
+        let login = |account: &Account| account.login.clone().filter(|login| is_showable(login));
         repository
             .map(|name| name.owner().into())
             .or_else(|| self.organization.as_ref().and_then(login))

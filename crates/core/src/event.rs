@@ -174,7 +174,8 @@ pub struct IdentifierError(&'static str);
 pub struct EventType {
     /// The event's name (`X-GitHub-Event`).
     pub name: Box<str>,
-    /// The payload's `action`, where the event has one.
+    /// The payload's `action`, where the event has one that can be shown on a line (that of a `repository_dispatch` is
+    /// anybody's choice).
     pub action: Option<Box<str>>,
 }
 

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-/// The header fields of one webhook, in the order of arrival.
+/// The header fields of one webhook, in order: the values of a repeated field as they were sent. (HTTP libraries keep
+/// the fields of one name together; between fields of different names the order means nothing, RFC 9110 §5.3.)
 ///
 /// Names are stored in lower case (field names are case-insensitive, RFC 9110 §5.1; HTTP/2 allows only lower
 /// case). A field that was sent twice stands here twice: joining values would break receivers that check how

@@ -26,4 +26,5 @@ pub mod subscription;
 pub mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod text;
 pub mod verify;

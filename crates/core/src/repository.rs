@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::text::is_showable;
+
 /// The longest repository pattern or name that is taken, in bytes. GitHub allows 39 for an owner and 100 for a
 /// name; forges with nested groups go further.
 const MAX_NAME_BYTES: usize = 512;
@@ -53,8 +55,7 @@ impl FromStr for RepositoryName {
     fn from_str(text: &str) -> Result<Self, RepositoryError> {
         let (owner, name) = text.rsplit_once('/').ok_or_else(|| RepositoryError::new(text))?;
         let usable = |part: &str| {
-            !part.is_empty()
-                && part.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '*' | ','))
+            is_showable(part) && part.chars().all(|c| !c.is_whitespace() && !matches!(c, '*' | ','))
         };
         let owner_usable = owner.split('/').all(usable);
         if text.len() > MAX_NAME_BYTES || !owner_usable || !usable(name) {

@@ -34,7 +34,7 @@ pub struct Flow {
     /// Sent, not acknowledged, with sizes.
     outstanding: BTreeMap<Sequence, u64>,
     outstanding_bytes: u64,
-    /// Acknowledged in an earlier stream, beyond its cursor: not sent again.
+    /// Acknowledged before it was sent on this stream: not sent again.
     ahead: BTreeSet<Sequence>,
 }
 
@@ -66,8 +66,8 @@ impl Flow {
         Some(Window { events, bytes })
     }
 
-    /// Whether the event has been acknowledged in an earlier stream and is to be passed over. Asked once per event,
-    /// in order.
+    /// Whether the event was acknowledged before it was sent on this stream and is to be passed over. Asked once per
+    /// event, in order.
     pub fn already_done(&mut self, sequence: Sequence) -> bool {
         self.ahead.remove(&sequence)
     }
@@ -84,14 +84,16 @@ impl Flow {
         self.position = self.position.max(sequence);
     }
 
-    /// Notes an acknowledgement; `false` if the event is not outstanding: never sent here, or acknowledged before.
-    pub fn acknowledged(&mut self, sequence: Sequence) -> bool {
+    /// Notes an acknowledgement of an event up to `head`; `false` if it changes nothing: it came before, or there is no
+    /// such event. An event may be acknowledged that this stream has not sent yet: it was sent on an earlier one, and
+    /// its target answered meanwhile.
+    pub fn acknowledged(&mut self, sequence: Sequence, head: Sequence) -> bool {
         match self.outstanding.remove(&sequence) {
             Some(size) => {
                 self.outstanding_bytes -= size;
                 true
             }
-            None => false,
+            None => sequence > self.position && sequence <= head && self.ahead.insert(sequence),
         }
     }
 
@@ -115,6 +117,8 @@ mod tests {
         numbers.into_iter().map(Sequence::new).collect()
     }
 
+    const HEAD: Sequence = Sequence::new(1000);
+
     fn flow(events: usize, bytes: u64) -> Flow {
         Flow::new(Progress::default(), Window { events, bytes })
     }
@@ -126,14 +130,14 @@ mod tests {
         assert_eq!(by_count.room(), Some(Window { events: 1, bytes: 990 }));
         by_count.sent(Sequence::new(2), 10);
         assert_eq!(by_count.room(), None);
-        assert!(by_count.acknowledged(Sequence::new(2)));
+        assert!(by_count.acknowledged(Sequence::new(2), HEAD));
         assert_eq!(by_count.room(), Some(Window { events: 1, bytes: 990 }));
 
         let mut by_bytes = flow(10, 100);
         assert!(by_bytes.room().is_some(), "a first event always fits");
         by_bytes.sent(Sequence::new(1), 500);
         assert_eq!(by_bytes.room(), None);
-        assert!(by_bytes.acknowledged(Sequence::new(1)));
+        assert!(by_bytes.acknowledged(Sequence::new(1), HEAD));
         assert!(by_bytes.room().is_some());
     }
 
@@ -141,9 +145,9 @@ mod tests {
     fn only_what_was_sent_can_be_acknowledged_and_once() {
         let mut flow = flow(10, 100);
         flow.sent(Sequence::new(3), 1);
-        assert!(!flow.acknowledged(Sequence::new(2)));
-        assert!(flow.acknowledged(Sequence::new(3)));
-        assert!(!flow.acknowledged(Sequence::new(3)));
+        assert!(!flow.acknowledged(Sequence::new(2), HEAD));
+        assert!(flow.acknowledged(Sequence::new(3), HEAD));
+        assert!(!flow.acknowledged(Sequence::new(3), HEAD));
     }
 
     #[test]
@@ -156,8 +160,25 @@ mod tests {
         assert!(flow.already_done(Sequence::new(6)));
         flow.read_to(Sequence::new(6));
         assert_eq!(flow.cursor(), Sequence::new(4));
-        assert!(flow.acknowledged(Sequence::new(5)));
+        assert!(flow.acknowledged(Sequence::new(5), HEAD));
         assert_eq!(flow.cursor(), Sequence::new(6));
+    }
+
+    #[test]
+    fn what_is_acknowledged_before_it_is_sent_again_is_passed_over() {
+        let mut flow = flow(10, 100);
+        flow.sent(Sequence::new(1), 1);
+        assert!(flow.acknowledged(Sequence::new(3), HEAD), "sent on an earlier stream");
+        assert!(!flow.acknowledged(Sequence::new(3), HEAD));
+        assert!(!flow.acknowledged(HEAD.next(), HEAD), "there is no such event");
+        assert!(flow.acknowledged(Sequence::new(1), HEAD));
+        assert_eq!(flow.cursor(), Sequence::new(1), "2 was not sent yet");
+        assert!(!flow.already_done(Sequence::new(2)));
+        flow.sent(Sequence::new(2), 1);
+        assert!(flow.already_done(Sequence::new(3)));
+        flow.read_to(Sequence::new(3));
+        assert!(flow.acknowledged(Sequence::new(2), HEAD));
+        assert_eq!(flow.cursor(), Sequence::new(3));
     }
 
     proptest! {
@@ -180,7 +201,7 @@ mod tests {
             let mut left: BTreeSet<_> = sent.iter().copied().collect();
             let mut last = flow.cursor();
             for (sequence, _) in order {
-                prop_assert!(flow.acknowledged(sequence));
+                prop_assert!(flow.acknowledged(sequence, HEAD));
                 left.remove(&sequence);
                 let expected = left.first().map_or(Sequence::new(read_to), |oldest| oldest.previous());
                 prop_assert_eq!(flow.cursor(), expected);

@@ -8,6 +8,7 @@ use gitstafette_core::headers::Headers;
 use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
+use gitstafette_core::text::is_showable;
 
 use crate::v1;
 
@@ -48,6 +49,16 @@ pub enum Start {
     Latest,
 }
 
+/// What a start means for a client id that has a cursor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExistingCursor {
+    /// The cursor is moved to the start.
+    #[default]
+    Move,
+    /// It goes on at its cursor: the start is for new ids.
+    Keep,
+}
+
 /// A subscription as a client asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
@@ -57,6 +68,8 @@ pub struct Subscription {
     pub filter: Filter,
     /// From where.
     pub start: Start,
+    /// What the start means for a client id that has a cursor.
+    pub existing_cursor: ExistingCursor,
     /// Events that may be unacknowledged; `None` leaves it to the server.
     pub max_events: Option<u32>,
     /// Bytes that may be unacknowledged; `None` leaves it to the server.
@@ -78,6 +91,7 @@ impl From<Subscription> for v1::Subscription {
             },
             max_unacknowledged_events: subscription.max_events.unwrap_or(0),
             max_unacknowledged_bytes: subscription.max_bytes.unwrap_or(0),
+            keep_cursor: subscription.existing_cursor == ExistingCursor::Keep,
         }
     }
 }
@@ -103,6 +117,7 @@ impl TryFrom<v1::Subscription> for Subscription {
                 Some(Wire::ReceivedSince(time)) => Start::Since(from_timestamp("received_since", time)?),
                 Some(Wire::Latest(_)) => Start::Latest,
             },
+            existing_cursor: if wire.keep_cursor { ExistingCursor::Keep } else { ExistingCursor::Move },
             max_events: Some(wire.max_unacknowledged_events).filter(|events| *events > 0),
             max_bytes: Some(wire.max_unacknowledged_bytes).filter(|bytes| *bytes > 0),
         })
@@ -143,10 +158,13 @@ impl TryFrom<v1::Event> for Event {
             source: parse("source", &wire.source)?,
             hook_id: parse_optional("hook_id", Some(wire.hook_id).filter(|id| !id.is_empty()).as_deref())?,
             delivery_id: parse("delivery_id", &wire.delivery_id)?,
-            event_type: EventType { name: wire.event.into(), action: wire.action.map(Into::into) },
+            event_type: EventType {
+                name: shown("event", wire.event)?,
+                action: wire.action.map(|action| shown("action", action)).transpose()?,
+            },
             repository_id: wire.repository_id.map(RepositoryId),
             repository_name: parse_optional("repository_name", wire.repository_name.as_deref())?,
-            owner: wire.owner.map(Into::into),
+            owner: wire.owner.map(|owner| shown("owner", owner)).transpose()?,
             installation_id: wire.installation_id,
             received_at: from_timestamp("received_at", wire.received_at.unwrap_or_default())?,
         };
@@ -267,6 +285,15 @@ fn from_timestamp(field: &'static str, wire: prost_types::Timestamp) -> Result<T
         u64::try_from(wire.nanos).ok().filter(|nanos| *nanos < 1_000_000_000).ok_or_else(out_of_range)?;
     let millis = seconds.checked_mul(1000).and_then(|millis| millis.checked_add(nanos / 1_000_000));
     millis.map(Timestamp::from_millis).ok_or_else(out_of_range)
+}
+
+/// Text that will be shown as it is.
+fn shown(field: &'static str, text: String) -> Result<Box<str>, WireError> {
+    if is_showable(&text) {
+        Ok(text.into())
+    } else {
+        Err(WireError::new(field, "text that cannot be shown on one line"))
+    }
 }
 
 fn parse<T: std::str::FromStr<Err: ToString>>(field: &'static str, text: &str) -> Result<T, WireError> {

@@ -60,7 +60,12 @@ pub struct ServerOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listeners {
     /// One port for webhooks, gRPC and health.
-    Shared(Address),
+    Shared {
+        /// Webhooks, gRPC, and health of both.
+        address: Address,
+        /// gRPC health alone, in plain text, if it is wanted apart.
+        health: Option<Address>,
+    },
     /// A port each.
     Separate {
         /// Webhooks and HTTP health.
@@ -140,7 +145,7 @@ impl Server {
             connections: Arc::clone(&connections),
         };
         let (listeners, addresses) = match options.listeners {
-            Listeners::Shared(address) => {
+            Listeners::Shared { address, health: _ } => {
                 let tcp = bind(address, "webhooks and gRPC").await?;
                 let at = local(&tcp, address)?;
                 let services =

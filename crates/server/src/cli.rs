@@ -7,7 +7,7 @@ use gitstafette_client::cli::{Command, CommonFlags};
 use serde::Serialize;
 
 /// Takes webhooks, stores them durably and streams them to clients behind firewalls.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "gitstafette-server", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do other than running.
@@ -21,8 +21,8 @@ pub struct Cli {
     pub flags: Flags,
 }
 
-/// The settings, as typed.
-#[derive(Debug, Default, Args, Serialize)]
+/// The settings, as typed. They are not to be printed: secrets are among them.
+#[derive(Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Flags {
     /// The watchlist: ids, owner/name, owner/* or *; separated by commas or repeated

@@ -92,7 +92,7 @@ impl Config {
                 signature,
                 clients,
                 limits: limits(settings),
-                max_connections: at_least_one(settings, "max-connections"),
+                max_connections: count(settings, "max-connections"),
                 streams: streams(settings),
                 drain_timeout: settings.duration("drain-timeout"),
             },
@@ -157,7 +157,9 @@ fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (L
     let health_port = settings.value("grpc-health-port", 0);
     // Two zeros are two ports that the system chooses.
     if port == grpc_port && port != 0 {
-        return (Listeners::Shared(at(port)), open);
+        // The default is for two ports: beside one for all, health has its own only when asked.
+        let apart = settings.is_set("grpc-health-port") && health_port != 0 && health_port != port;
+        return (Listeners::Shared { address: at(port), health: apart.then(|| at(health_port)) }, open);
     }
     let health = Some(health_port).filter(|port| *port != 0 && *port != grpc_port).map(at);
     if health_port != 0 && health_port == port {
@@ -168,9 +170,9 @@ fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (L
 
 fn limits(settings: &mut Settings) -> IngestLimits {
     let limits = IngestLimits {
-        body_bytes: settings.bytes("body-limit"),
+        body_bytes: settings.positive_bytes("body-limit"),
         inflight_bytes: settings.bytes("inflight-limit"),
-        request_timeout: settings.duration("request-timeout"),
+        request_timeout: settings.positive_duration("request-timeout"),
     };
     if !settings.are_sound(&["body-limit", "inflight-limit"]) {
         return limits;
@@ -188,16 +190,12 @@ fn limits(settings: &mut Settings) -> IngestLimits {
 }
 
 fn streams(settings: &mut Settings) -> StreamOptions {
-    let heartbeat = settings.duration("heartbeat-interval");
-    if heartbeat.is_zero() && settings.are_sound(&["heartbeat-interval"]) {
-        settings.problem("heartbeat-interval", "must be more than 0");
-    }
     StreamOptions {
-        heartbeat,
-        window: settings.optional_duration("stream-window"),
+        heartbeat: settings.positive_duration("heartbeat-interval"),
+        window: settings.optional_duration("stream-window").filter(|window| !window.is_zero()),
         unacknowledged: Window {
-            events: at_least_one(settings, "max-unacknowledged-events"),
-            bytes: settings.bytes("max-unacknowledged-bytes").max(1),
+            events: count(settings, "max-unacknowledged-events"),
+            bytes: settings.positive_bytes("max-unacknowledged-bytes"),
         },
     }
 }
@@ -229,24 +227,17 @@ fn state_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 
 fn store_options(settings: &mut Settings) -> Options {
     let retention = Retention {
-        age: settings.duration("retention-age"),
-        bytes: settings.bytes("retention-bytes"),
-        count: settings.value("retention-count", 0),
+        age: settings.positive_duration("retention-age"),
+        bytes: settings.positive_bytes("retention-bytes"),
+        count: settings.count("retention-count", u64::MAX),
     };
-    let keys = ["retention-age", "retention-bytes", "retention-count"];
-    let zero = retention.age.is_zero() || retention.bytes == 0 || retention.count == 0;
-    if zero && settings.are_sound(&keys) {
-        settings.problem("retention-age", "retention-bytes and retention-count must be more than 0");
-    }
     Options { retention, redelivery: settings.value("redelivery", RedeliverySetting(Redelivery::Deliver)).0 }
 }
 
-fn at_least_one(settings: &mut Settings, key: &str) -> usize {
-    let number = settings.value(key, 1);
-    if number == 0 && settings.are_sound(&[key]) {
-        settings.problem(key, "must be at least 1");
-    }
-    number
+/// A count of things that each take memory: no machine has room for more.
+fn count(settings: &mut Settings, key: &str) -> usize {
+    const MOST: u64 = 1 << 24;
+    usize::try_from(settings.count(key, MOST)).unwrap_or(usize::MAX)
 }
 
 fn machine() -> String {

@@ -58,6 +58,7 @@ async fn main() -> anyhow::Result<()> {
         client_id: "embedded".parse()?,
         filter: Filter { repositories: vec!["octo/hello".parse()?], events: vec![] },
         start: Default::default(),
+        existing_cursor: Default::default(),
         max_events: None,
         max_bytes: None,
         routes: vec![Route::new(Arc::clone(&greeter) as Arc<dyn Target>)],

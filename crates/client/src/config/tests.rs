@@ -21,7 +21,7 @@ fn problems(arguments: &[&str]) -> String {
 fn starts_with_nothing() {
     let config = config(&[]);
     assert_eq!(config.client.server.url(), "http://127.0.0.1:50051");
-    assert!(config.client.client_id.as_str().starts_with("gitstafette-client"));
+    assert!(config.client.client_id.as_str().starts_with("gitstafette-client-print"));
     assert_eq!(config.client.routes[0].target.name(), "print");
     assert_eq!(config.health_port, Some(HealthPort::IfFree(8080)));
     assert_eq!(config.remarks.len(), 2);
@@ -97,6 +97,29 @@ fn targets() {
 }
 
 #[test]
+fn a_client_that_delivers_has_another_id_than_one_that_prints() {
+    let delivering = config(&["--target", "http://a/"]);
+    assert!(!delivering.client.client_id.as_str().contains("print"));
+    assert!(delivering.remarks.iter().any(|remark| remark.contains("--client-id")));
+    let named = config(&["--target", "http://a/", "--client-id", "a"]);
+    assert!(!named.remarks.iter().any(|remark| remark.contains("--client-id")));
+}
+
+#[test]
+fn nothing_is_not_a_number() {
+    for flag in [
+        "target-timeout",
+        "retry-first",
+        "retry-most",
+        "max-unacknowledged-events",
+        "max-unacknowledged-bytes",
+    ] {
+        let text = problems(&[&format!("--{flag}=0")]);
+        assert!(text.lines().count() == 1 && text.starts_with(flag), "{text}");
+    }
+}
+
+#[test]
 fn mistakes_come_together() {
     let text = problems(&["--port", "x", "--start", "yesterday", "--repo", "octo", "--secure", "--insecure"]);
     assert_eq!(text.lines().count(), 4, "{text}");
@@ -113,8 +136,7 @@ fn the_token_never_shows() {
 #[test]
 fn starts() {
     let start = |text: &str| config(&["--start", text]).client.start;
-    assert_eq!(start("cursor"), Start::Cursor);
-    assert_eq!(start("earliest"), Start::After(Sequence::ZERO));
+    assert_eq!(start("earliest"), Start::Cursor);
     assert_eq!(start("latest"), Start::Latest);
     assert_eq!(start("17"), Start::After(Sequence::new(17)));
 }

@@ -91,15 +91,15 @@ async fn a_final_answer_is_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_targets_wish_counts_up_to_the_bound() {
+async fn the_targets_wish_counts_up_to_the_last_try() {
     let wish = |seconds| Verdict::Retry(Some(Duration::from_secs(seconds)));
-    let target = Scripted::new([wish(20), wish(86_400)]);
+    let target = Scripted::new([wish(20), wish(600), wish(86_400)]);
     let mut lane = start(&target, RETRY);
     lane.events.send(event(1)).unwrap();
     lane.completions.recv().await.unwrap();
     let asked = target.asked();
     let waits: Vec<_> = asked.windows(2).map(|pair| (pair[1].1 - pair[0].1).as_secs()).collect();
-    assert_eq!(waits, [20, 60]);
+    assert_eq!(waits, [20, 600, 3600 - 620]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use async_trait::async_trait;
 use gitstafette_core::event::Event;
 use gitstafette_core::target::{Attempt, Target, Verdict};
+use gitstafette_core::text::is_steering;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 
@@ -58,7 +59,7 @@ fn render(event: &Event) -> String {
         event.webhook.body.len()
     );
     for (name, value) in event.webhook.headers.iter() {
-        text.push_str(name);
+        push_visible(&mut text, name);
         text.push_str(": ");
         push_visible(&mut text, &String::from_utf8_lossy(value));
         text.push('\n');
@@ -72,7 +73,7 @@ fn render(event: &Event) -> String {
 /// Adds text with its control characters escaped: a webhook must not steer the terminal it is shown on.
 fn push_visible(text: &mut String, shown: &str) {
     for char in shown.chars() {
-        if char.is_control() && !matches!(char, '\n' | '\t') {
+        if is_steering(char) && !matches!(char, '\n' | '\t') {
             // Writing to a string cannot fail.
             write!(text, "{}", char.escape_unicode()).unwrap_or_default();
         } else {

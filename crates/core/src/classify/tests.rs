@@ -62,6 +62,17 @@ fn events_without_a_repository_belong_to_their_owner() {
 }
 
 #[test]
+fn what_could_steer_a_terminal_is_not_taken_over() {
+    let facts =
+        json(r#"{"action":"x\n2026 INFO forged","organization":{"login":"octo\u001b[31m"}}"#).unwrap();
+    assert_eq!((facts.event_type.action, facts.owner), (None, None));
+    let dispatch = json(r#"{"action":"deploy to production"}"#).unwrap();
+    assert_eq!(dispatch.event_type.action.as_deref(), Some("deploy to production"));
+    let name = json(r#"{"repository":{"full_name":"octo/he\u202ello"}}"#);
+    assert_eq!(name.unwrap_err(), ClassifyError::RepositoryName);
+}
+
+#[test]
 fn headers_that_must_be_there() {
     for missing in ["X-GitHub-Event", "X-GitHub-Delivery"] {
         let without = usual("application/json")

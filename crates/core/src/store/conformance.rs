@@ -42,6 +42,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     appending::drops_a_redelivery_if_told(&open(drop_redeliveries).await).await;
     appending::answers_concurrent_repeats_alike(&open(options).await).await;
     appending::shows_what_is_durable(Arc::new(open(options).await)).await;
+    appending::takes_a_burst(Arc::new(open(options).await)).await;
     appending::survives_dropped_futures(&open(options).await).await;
 
     reading::an_empty_store_has_nothing(&open(options).await).await;

@@ -51,14 +51,19 @@ pub use sqlite::SqliteStore;
 /// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
 ///   outcomes with them. It follows an append, soon; it never stops one for long. The newest event stays unless it is
 ///   too old. Age counts from acceptance by this store.
+/// - **Patient.** When the disk is slower than what comes, `append`, `acknowledge` and `seek` wait, each kind in the
+///   order of its calls. A store bounds how many appends wait, and refuses those beyond; what the waiting ones hold in
+///   memory is bounded by whoever lets them in, such as the server's limit on bodies in flight. Acknowledgements and
+///   seeks are never refused: a client waits for one before it makes the next.
 /// - **Cancel safe.** A dropped future leaves the store whole; what it asked for may still be done.
 #[async_trait]
 pub trait EventStore: Send + Sync + fmt::Debug + 'static {
-    /// Appends a webhook, or finds that it is there. Returns when it is durable.
+    /// Appends a webhook, or finds that it is there. Returns when it is durable; waits if the disk is behind.
     ///
     /// # Errors
-    /// [`StoreError::Overloaded`] if too much is waiting, [`StoreError::Full`] or [`StoreError::Failed`] if it
-    /// cannot be made durable, [`StoreError::Closed`]. On any error the webhook is not accepted.
+    /// [`StoreError::Overloaded`] if very many appends, thousands, are waiting already; [`StoreError::Full`] or
+    /// [`StoreError::Failed`] if it cannot be made durable; [`StoreError::Closed`]. On any error the webhook is not
+    /// accepted.
     async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError>;
 
     /// Reads events after a sequence, in order, up to the limits and the head. An empty page whose `read_to` is not
@@ -89,7 +94,7 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// Sets the client's cursor, forwards or backwards, and forgets what it acknowledged beyond it.
     ///
     /// # Errors
-    /// As [`append`](Self::append).
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
     async fn seek(&self, client: &ClientId, cursor: Sequence) -> Result<(), StoreError>;
 
     /// Stores outcomes and moves the client's cursor to `cursor` if that is forwards; a client without one gets it.
@@ -97,7 +102,7 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// the same event, client and target replaces the first.
     ///
     /// # Errors
-    /// As [`append`](Self::append).
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
     async fn acknowledge(
         &self,
         client: &ClientId,
@@ -120,7 +125,8 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// As [`read`](Self::read).
     async fn statistics(&self) -> Result<Statistics, StoreError>;
 
-    /// Finishes what was taken and closes. Later calls get [`StoreError::Closed`].
+    /// Finishes what was taken and closes. Later calls get [`StoreError::Closed`], and so do those that still wait to
+    /// be taken.
     async fn close(&self);
 }
 
@@ -260,7 +266,7 @@ pub enum Redelivery {
 /// Why a store could not do it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// More is waiting to be written than may wait. Passing; nobody's fault.
+    /// More appends wait for the disk than may wait. Passing; nobody's fault.
     #[error("too many events are waiting for the disk")]
     Overloaded,
     /// No room left on the disk. The operator must make some; then it goes on by itself.

@@ -100,6 +100,7 @@ fn subscriptions_round_trip() {
                 events: ["push", "pull_request.opened"].map(|text| text.parse().unwrap()).into(),
             },
             start,
+            existing_cursor: ExistingCursor::Keep,
             max_events: Some(5),
             max_bytes: None,
         };

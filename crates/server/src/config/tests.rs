@@ -84,9 +84,13 @@ fn the_go_implementations_command_line() {
 
 #[test]
 fn one_port() {
-    let shared = Listeners::Shared(Address { ip: LOOPBACK, port: 8080 });
+    let address = Address { ip: LOOPBACK, port: 8080 };
+    let shared = Listeners::Shared { address, health: None };
     assert_eq!(config(&[], &[("PORT", "8080")]).server.listeners, shared);
     assert_eq!(config(&["--port=8080", "--grpc-port=8080"], &[]).server.listeners, shared);
+    let probed =
+        config(&["--port=8080", "--grpc-port=8080", "--grpc-health-port=9000"], &[]).server.listeners;
+    assert_eq!(probed, Listeners::Shared { address, health: Some(Address { port: 9000, ..address }) });
     let zeros = config(&["--port=0", "--grpc-port=0", "--grpc-health-port=0"], &[]).server.listeners;
     assert!(matches!(zeros, Listeners::Separate { health: None, .. }), "the system chooses two");
     assert!(problems(&["--grpc-health-port=1323"]).contains("is the port of webhooks"));
@@ -104,9 +108,17 @@ fn limits_that_contradict_each_other() {
     assert!(problems(&["--body-limit=65MiB"]).contains("is more than 64 MiB"));
     assert!(problems(&["--inflight-limit=1MiB"]).contains("is less than body-limit"));
     assert_eq!(problems(&["--body-limit=big"]).lines().count(), 1);
-    assert!(problems(&["--retention-age=0s"]).contains("more than 0"));
-    assert!(problems(&["--heartbeat-interval=0s"]).contains("more than 0"));
-    assert!(problems(&["--max-connections=0"]).contains("at least 1"));
+    let more_than_0 =
+        ["body-limit", "request-timeout", "retention-age", "retention-bytes", "heartbeat-interval"];
+    for flag in more_than_0 {
+        let text = problems(&[&format!("--{flag}=0")]);
+        assert!(text.starts_with(&format!("{flag}: must be more than 0")), "{text}");
+    }
+    for flag in ["max-connections", "max-unacknowledged-events", "retention-count"] {
+        assert!(problems(&[&format!("--{flag}=0")]).contains("must be between 1 and"));
+    }
+    assert!(problems(&["--max-connections=99999999999"]).contains("must be between 1 and"));
+    assert_eq!(config(&["--stream-window=0"], &[]).server.streams.window, None);
 }
 
 #[test]

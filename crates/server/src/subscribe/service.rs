@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use gitstafette_core::event::{ClientId, Sequence};
+use gitstafette_core::event::Sequence;
 use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::{EventStore, StoreError};
 use gitstafette_core::subscription::{Flow, Progress, Window};
-use gitstafette_proto::convert::{Start, Subscription, WireError};
+use gitstafette_proto::convert::{ExistingCursor, Start, Subscription, WireError};
 use gitstafette_proto::v1::gitstafette_server::Gitstafette;
 use gitstafette_proto::v1::subscribe_request::Request as First;
 use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse};
@@ -59,7 +59,7 @@ impl Gitstafette for SubscribeService {
         self.check_repositories(&subscription)?;
         let client = subscription.client_id.clone();
         let attachment = self.registry.attach(client.clone()).await;
-        let progress = self.start(&client, subscription.start).await.map_err(|error| status(&error))?;
+        let progress = self.start(&subscription).await.map_err(|error| status(&error))?;
         let (responses, receiver) = mpsc::channel(RESPONSES);
         let span = tracing::info_span!("session", client.id = %client);
         let session = Session {
@@ -67,6 +67,7 @@ impl Gitstafette for SubscribeService {
             client,
             filter: subscription.filter,
             store: Arc::clone(&self.store),
+            cursor: progress.cursor.get().into(),
             flow: Flow::new(progress, self.window(subscription.max_events, subscription.max_bytes)).into(),
             room: tokio::sync::Notify::new(),
             responses,
@@ -92,14 +93,20 @@ impl SubscribeService {
     }
 
     /// Where the subscription starts. Anything but the cursor moves the cursor there first.
-    async fn start(&self, client: &ClientId, start: Start) -> Result<Progress, StoreError> {
-        let cursor = match start {
+    async fn start(&self, subscription: &Subscription) -> Result<Progress, StoreError> {
+        let client = &subscription.client_id;
+        let cursor = match subscription.start {
             Start::Cursor => return Ok(self.store.progress(client).await?.unwrap_or_default()),
             // Beyond the head nothing was seen yet: starting there would skip what comes.
             Start::After(sequence) => sequence.min(head(&*self.store)),
             Start::Since(time) => self.store.before(time).await?,
             Start::Latest => head(&*self.store),
         };
+        if subscription.existing_cursor == ExistingCursor::Keep
+            && let Some(progress) = self.store.progress(client).await?
+        {
+            return Ok(progress);
+        }
         self.store.seek(client, cursor).await?;
         Ok(Progress { cursor, ahead: Default::default() })
     }
@@ -116,7 +123,7 @@ async fn first_message(requests: &mut Streaming<SubscribeRequest>) -> Result<Sub
     let expected = "the first message of a stream is a subscription";
     let message = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, requests.message())
         .await
-        .map_err(|_| Status::invalid_argument(format!("{expected}; none came in time")))??;
+        .map_err(|_| Status::deadline_exceeded(format!("{expected}; none came in time")))??;
     match message.and_then(|message| message.request) {
         Some(First::Subscription(subscription)) => {
             subscription.try_into().map_err(|error: WireError| malformed(&error))
@@ -132,11 +139,11 @@ pub(super) fn malformed(error: &WireError) -> Status {
 /// Whose fault a store's error is, and whether it may be tried again, as a gRPC status. The details of a broken disk
 /// are the operator's: they are in the log.
 pub(super) fn status(error: &StoreError) -> Status {
-    tracing::error!(%error, "the store failed a subscription");
     match error {
         StoreError::Overloaded => Status::unavailable("the server's store is busy; reconnect"),
         StoreError::Closed => Status::unavailable("the server is going down; reconnect"),
         StoreError::Full { .. } | StoreError::Failed(_) => {
+            tracing::error!(%error, "the store failed a subscription");
             Status::unavailable("the server's store failed; its log says why")
         }
     }

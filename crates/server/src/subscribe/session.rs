@@ -1,6 +1,7 @@
 //! One stream: reads the log after the cursor, sends, takes acknowledgements, until a reason to end.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(super) struct Session {
     pub(super) store: Arc<dyn EventStore>,
     /// Shared by the half that sends and the half that takes acknowledgements; never held across a wait.
     pub(super) flow: Mutex<Flow>,
+    /// The cursor as it is stored. The client forgets what is before it, so it is told nothing that is not durable.
+    pub(super) cursor: AtomicU64,
     /// Rung when an acknowledgement made room in the window.
     pub(super) room: Notify,
     pub(super) responses: mpsc::Sender<Result<SubscribeResponse, Status>>,
@@ -102,7 +105,7 @@ impl Session {
     async fn send_events(&self) -> End {
         let started = Started {
             server_name: self.server_name.clone(),
-            cursor: self.flow().cursor().get(),
+            cursor: self.cursor.load(Ordering::Relaxed),
             head: head(&*self.store).get(),
             heartbeat_interval: Some(duration(self.options.heartbeat)),
             store_id: self.store.id().to_string(),
@@ -191,16 +194,17 @@ impl Session {
         while taken.recv_many(&mut batches, BATCHES).await > 0 {
             let mut acknowledgements: Vec<_> = batches.drain(..).flatten().collect();
             let sequences = acknowledgements.iter().map(|one| one.sequence.get()).collect();
+            let head = head(&*self.store);
             let cursor = {
                 let mut flow = self.flow();
-                // What is not outstanding was acknowledged before, or was never sent here: it changes nothing.
-                acknowledgements.retain(|one| flow.acknowledged(one.sequence));
+                acknowledgements.retain(|one| flow.acknowledged(one.sequence, head));
                 flow.cursor()
             };
             self.room.notify_one();
             if !acknowledgements.is_empty() {
                 let stored = self.store.acknowledge(&self.client, acknowledgements, cursor).await;
                 stored.map_err(|error| status(&error))?;
+                self.cursor.store(cursor.get(), Ordering::Relaxed);
             }
             // A client that is gone needs no receipt: the session ends by another half.
             drop(self.send(Response::Receipt(Receipt { sequences })).await);
@@ -214,7 +218,8 @@ impl Session {
         beats.tick().await; // the first is immediate, and Started says the same
         loop {
             beats.tick().await;
-            let heartbeat = Heartbeat { head: head(&*self.store).get(), cursor: self.flow().cursor().get() };
+            let cursor = self.cursor.load(Ordering::Relaxed);
+            let heartbeat = Heartbeat { head: head(&*self.store).get(), cursor };
             if self.send(Response::Heartbeat(heartbeat)).await.is_err() {
                 return End::Client;
             }

@@ -12,7 +12,7 @@ use gitstafette_core::headers::{Headers, is_hop_by_hop};
 use gitstafette_core::secret::Secret;
 use gitstafette_core::testing::{Format, SAMPLES, large_push};
 use gitstafette_core::verify::{GitHubSignature, Unverified};
-use gitstafette_proto::convert::Start;
+use gitstafette_proto::convert::{ExistingCursor, Start};
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpListener;
 
@@ -174,6 +174,43 @@ async fn the_largest_webhook_passes() {
 }
 
 #[tokio::test]
+async fn a_large_webhook_on_a_slow_line_is_no_dead_stream() {
+    let server = TestServer::start("heartbeat-interval = \"50ms\"").await;
+    let mut target = TestTarget::start().await;
+    let slow = slow_line(server.addresses.grpc).await;
+    let client = TestClient::start(options(slow, target.target()));
+    let text = format!("{}{}", payload("x"), " ".repeat(2 << 20));
+    assert_eq!(Sender::new(&server).send("push", "delivery-1", &text).await.status(), StatusCode::CREATED);
+    assert_eq!(target.next_ids(1).await, ["delivery-1"]);
+    client.stop().await;
+}
+
+/// A proxy that hands on what the server sends in 16 KiB every few milliseconds: 2 MiB take several heartbeats.
+async fn slow_line(server: std::net::SocketAddr) -> std::net::SocketAddr {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let (mut from_client, mut to_client) = near.into_split();
+            let far = tokio::net::TcpStream::connect(server).await.unwrap();
+            let (mut from_server, mut to_server) = far.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            tokio::spawn(async move {
+                let mut chunk = vec![0; 16 << 10];
+                while let Ok(read @ 1..) = from_server.read(&mut chunk).await {
+                    tokio::time::sleep(Duration::from_millis(4)).await; // the slowness is what is tested
+                    if to_client.write_all(&chunk[..read]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
 async fn a_new_client_gets_what_was_stored_before_it_came() {
     let server = TestServer::start("").await;
     let sender = Sender::new(&server);
@@ -188,6 +225,7 @@ async fn a_new_client_gets_what_was_stored_before_it_came() {
     let latest = ClientOptions {
         client_id: "late".parse().unwrap(),
         start: Start::Latest,
+        existing_cursor: ExistingCursor::Keep,
         ..options(server.addresses.grpc, target.target())
     };
     let mut client = TestClient::start(latest);

@@ -9,7 +9,8 @@ use crate::support::{SECRET, Sender, TOKEN, soon};
 /// A running server program.
 pub struct Program {
     child: tokio::process::Child,
-    log: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+    /// `None` once nobody reads it.
+    log: Option<tokio::io::Lines<BufReader<tokio::process::ChildStderr>>>,
     pub http: String,
     pub grpc: std::net::SocketAddr,
 }
@@ -53,7 +54,7 @@ impl Program {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let http = field(&mut log, "http.address").await;
         let grpc = field(&mut log, "grpc.address").await.parse().unwrap();
-        Self { child, log, http: format!("http://{http}/v1/github/"), grpc }
+        Self { child, log: Some(log), http: format!("http://{http}/v1/github/"), grpc }
     }
 
     /// Kills it as a power cut would.
@@ -74,7 +75,7 @@ impl Program {
     /// What it logged from here to its end.
     async fn rest_of_log(&mut self) -> String {
         let mut text = String::new();
-        while let Some(line) = soon(self.log.next_line()).await.unwrap() {
+        while let Some(line) = soon(self.log.as_mut().unwrap().next_line()).await.unwrap() {
             text.push_str(&line);
             text.push('\n');
         }
@@ -181,6 +182,19 @@ async fn sigterm_drains_and_a_second_start_goes_on() {
 }
 
 #[tokio::test]
+async fn it_works_on_when_nobody_reads_its_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &[]).await;
+    drop(program.log.take());
+    let sender = Sender::to(program.http.clone());
+    for number in 0..3 {
+        sender.push(&format!("delivery-{number}")).await;
+    }
+    program.terminate();
+    assert_eq!(program.exit_code().await, Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut program = Program::start(folder.path(), &["--drain-timeout", "1h"]).await;
@@ -195,7 +209,7 @@ async fn a_second_signal_ends_it_at_once() {
     Sender::to(program.http.clone()).push("delivery-1").await;
     program.terminate();
     loop {
-        let line = soon(program.log.next_line()).await.unwrap().unwrap();
+        let line = soon(program.log.as_mut().unwrap().next_line()).await.unwrap().unwrap();
         if line.contains("a second signal stops at once") {
             break;
         }

@@ -188,6 +188,49 @@ async fn acknowledgements_get_receipts_and_move_the_cursor() {
 }
 
 #[tokio::test]
+async fn what_is_acknowledged_before_it_is_sent_again_is_not_sent_again() {
+    let server = TestServer::start("").await;
+    let sender = Sender::new(&server);
+    for number in 1..=3 {
+        sender.push(&format!("delivery-{number}")).await;
+    }
+    let mut first = subscribe(&server, "a").await;
+    assert_eq!((first.event().await, first.event().await), (1, 2));
+    drop(first);
+    // The target answered for 2 between the streams; the window lets only 1 through before that is heard.
+    let narrow = Subscription { max_unacknowledged_events: 1, ..subscription("a") };
+    let mut second = open(&server, Some(TOKEN), Some(Wire::Subscription(narrow))).await.unwrap();
+    assert_eq!(second.event().await, 1);
+    for sequence in [2, 1] {
+        second.send(acknowledgement(sequence)).await;
+        let Response::Receipt(receipt) = second.next().await.unwrap() else { panic!("no receipt") };
+        assert_eq!(receipt.sequences, [sequence]);
+    }
+    assert_eq!(second.event().await, 3);
+    assert_eq!(server.store.outcomes(Sequence::new(2)).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_start_may_be_for_new_ids_only() {
+    let server = TestServer::start("").await;
+    let sender = Sender::new(&server);
+    sender.push("delivery-1").await;
+    use gitstafette_proto::v1::subscription::Start;
+    let latest = || Subscription {
+        start: Some(Start::Latest(gitstafette_proto::v1::Latest {})),
+        keep_cursor: true,
+        ..subscription("a")
+    };
+    let mut new = open(&server, Some(TOKEN), Some(Wire::Subscription(latest()))).await.unwrap();
+    sender.push("delivery-2").await;
+    assert_eq!(new.event().await, 2, "the start of a new id");
+    drop(new);
+    sender.push("delivery-3").await;
+    let mut known = open(&server, Some(TOKEN), Some(Wire::Subscription(latest()))).await.unwrap();
+    assert_eq!((known.event().await, known.event().await), (2, 3), "a known id goes on");
+}
+
+#[tokio::test]
 async fn the_window_holds_back_until_something_is_acknowledged() {
     let server = TestServer::start("").await;
     let sender = Sender::new(&server);

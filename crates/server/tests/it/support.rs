@@ -17,7 +17,7 @@ use gitstafette_core::secret::Secret;
 use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
 use gitstafette_core::target::Target;
 use gitstafette_core::testing::{self, Format, Hook};
-use gitstafette_proto::convert::Start;
+use gitstafette_proto::convert::{ExistingCursor, Start};
 use gitstafette_server::config::Config;
 use gitstafette_server::{Addresses, Server};
 use http::{HeaderMap, StatusCode};
@@ -272,6 +272,7 @@ pub fn options(grpc: SocketAddr, target: Arc<dyn Target>) -> ClientOptions {
         client_id: "test".parse().unwrap(),
         filter: Filter::default(),
         start: Start::Cursor,
+        existing_cursor: ExistingCursor::Keep,
         max_events: Some(64),
         max_bytes: Some(32 << 20),
         routes: vec![Route::new(target)],

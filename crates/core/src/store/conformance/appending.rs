@@ -153,6 +153,23 @@ pub(super) async fn shows_what_is_durable<S: EventStore>(store: Arc<S>) {
     assert_eq!(seen, written);
 }
 
+/// Once 9 of 32 webhooks of 1 MB were refused by an idle server.
+pub(super) async fn takes_a_burst<S: EventStore>(store: Arc<S>) {
+    let appends = (0..32).map(|number| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.append(testing::webhook(number, HELLO, 1_000_000)).await })
+    });
+    let appends: Vec<_> = appends.collect();
+    store.acknowledge(&client("a"), Vec::new(), Sequence::ZERO).await.expect("the acknowledgement");
+    store.seek(&client("a"), Sequence::ZERO).await.expect("the new cursor");
+    let mut sequences = Vec::new();
+    for append in appends {
+        sequences.push(append.await.expect("no panic").expect("the append").sequence());
+    }
+    sequences.sort();
+    assert_eq!(sequences_after(&*store, Sequence::ZERO).await, sequences);
+}
+
 pub(super) async fn survives_dropped_futures(store: &impl EventStore) {
     let name = client("a");
     for number in 0..20 {

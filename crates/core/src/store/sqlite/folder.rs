@@ -42,6 +42,22 @@ pub(super) fn sync(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Makes an absolute `folder` durable, which may be new, as may all above it: made by this process, or by one that was
+/// killed before it came to this.
+pub(super) fn settle(folder: &Path) -> std::io::Result<()> {
+    let mut above = folder.ancestors().skip(1);
+    if let Some(parent) = above.next() {
+        sync(parent)?;
+    }
+    for ancestor in above {
+        // Most likely it is old, and it need not be ours to read.
+        if let Err(error) = sync(ancestor) {
+            tracing::debug!(path = %ancestor.display(), %error, "a folder above the store was not synced");
+        }
+    }
+    Ok(())
+}
+
 /// The refusal for what the system would not do with `path`.
 pub(super) fn unusable(path: &Path, error: &std::io::Error) -> OpenError {
     OpenError::Unusable { path: path.display().to_string(), reason: error.to_string() }
@@ -74,4 +90,22 @@ fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.take(16).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_is_settled_in_its_parent() {
+        let top = tempfile::TempDir::new().unwrap();
+        let folder = top.path().join("state/gitstafette");
+        settle(&folder).unwrap_err();
+        make(&folder).unwrap();
+        settle(&folder).unwrap();
+        settle(Path::new("/")).unwrap();
+        // Its parent has no name to open it by: that must not pass for durable.
+        settle(Path::new("src")).unwrap_err();
+    }
 }

@@ -5,12 +5,14 @@
 //! - An append returns after the event is on the disk, and the disk syncs a few hundred times a second at best:
 //!   everybody who waits must share one sync.
 //! - Memory is a few MiB, whatever is stored and whoever lags: page caches, queue and tail all have a bound.
+//! - What was admitted is not refused for want of room in the queue, as GitHub would not send it again: it waits, and
+//!   whoever admitted it has bounded its memory. Only when [`queue::WAITING_APPENDS`] wait is the next one refused.
 //! - A kill at any moment needs no repair: SQLite's write-ahead log is that, with `synchronous=FULL`.
 //!
 //! # Threads
 //!
 //! ```text
-//! append, acknowledge, seek ─► bounded queue ─► writer thread: one transaction per group ─► commit (sync)
+//! append, acknowledge, seek ─► room ─► queue ─► writer thread: one transaction per group ─► commit (sync)
 //!                                                   │                                         │
 //!                                     between groups: retention               tail, head, then the answers
 //!
@@ -35,7 +37,8 @@
 //!
 //! SQLite replays its log by itself. A new database is made under another name and renamed when it is complete, so
 //! an `events.db` that is empty or has no tables is never a store that was interrupted at birth: it is damaged, and
-//! is refused rather than begun anew. The store does not scan at open; damage inside a page is found when it is read.
+//! is refused rather than begun anew. The folders above it are durable before it has its name. The store does not scan
+//! at open; damage inside a page is found when it is read.
 
 mod codec;
 mod folder;
@@ -78,8 +81,7 @@ pub struct SqliteStore {
     id: StoreId,
     shared: Arc<Shared>,
     readers: Readers,
-    /// `None` once closed: that ends the writer when it has done what it was given.
-    queue: RwLock<Option<Queue>>,
+    queue: Queue,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     head: watch::Receiver<Sequence>,
     /// Fails when the writer has ended.
@@ -107,6 +109,8 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`] says what is wrong and what to do about it. A store that cannot be read is never begun anew.
     pub fn open(folder: &Path, options: Options) -> Result<Self, OpenError> {
+        // Only an absolute path names all the folders that must be durable.
+        let folder = &std::path::absolute(folder).map_err(|error| folder::unusable(folder, &error))?;
         let lock = folder::lock(folder)?;
         let database = folder.join(schema::FILE);
         let connection = schema::open(&database)?;
@@ -140,7 +144,7 @@ impl SqliteStore {
             id,
             shared,
             readers: Readers::new(database),
-            queue: RwLock::new(Some(queue)),
+            queue,
             thread: Mutex::new(Some(thread)),
             head,
             ended,
@@ -150,10 +154,7 @@ impl SqliteStore {
 
     /// Gives the writer a task; returns when it is durable.
     async fn write<T>(&self, task: impl FnOnce(Answer<T>) -> Task) -> Result<T, StoreError> {
-        let answer = {
-            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
-            queue.as_ref().ok_or(StoreError::Closed)?.offer(task)?
-        };
+        let answer = self.queue.offer(task).await?;
         // The writer answers everything it took; without an answer it has ended.
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
@@ -165,7 +166,7 @@ impl SqliteStore {
     /// Lets the writer end, when it has done what it was given.
     fn end(&self) {
         self.closed.store(true, Ordering::Release);
-        drop(self.queue.write().unwrap_or_else(PoisonError::into_inner).take());
+        self.queue.close();
     }
 
     fn join(&self) {

@@ -1,21 +1,30 @@
-//! The queue before the writer, bounded by requests and by bytes: what does not fit is refused at once, and what is
-//! in it will be done.
+//! The queue before the writer, bounded by requests and by bytes: what does not fit waits in front of it, first come,
+//! first served, and what is in it will be done.
+//!
+//! There is one room for appends and one for acknowledgements and seeks, so that these, which let subscribers go on,
+//! never stand behind a burst of large webhooks. Behind the two rooms is one queue in the order of entry. Room is held
+//! until the answer is given: what the writer is working on still counts.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, PoisonError, RwLock};
 
 #[cfg(test)]
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use crate::event::{ClientId, Sequence, Webhook};
 use crate::store::{Acknowledgement, Appended, StoreError};
 
-/// How many requests may wait. Above that the disk is not keeping up and the sender must hear of it.
-const QUEUE_REQUESTS: usize = 1024;
-/// How many bytes may wait, queued or in the group that is written; one request may exceed it.
-const QUEUE_BYTES: u64 = 8 << 20;
+/// How many bytes of webhooks may be queued or in the group that is written; a larger one takes the whole room.
+const APPEND_BYTES: u32 = 8 << 20;
+/// What a webhook takes of that at least, which bounds their number as well: to 1024.
+const APPEND_LEAST: u32 = 8 << 10;
+/// How many acknowledgements and seeks may be queued or in the group that is written.
+const PROGRESS_REQUESTS: usize = 1024;
+/// How many appends may wait for room. Above that the disk is not keeping up and the sender must hear of it.
+pub(super) const WAITING_APPENDS: usize = 4096;
+
 /// Where one request's result goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -59,7 +68,7 @@ pub(super) enum Task {
 }
 
 impl Task {
-    /// About how many bytes it keeps in memory while it waits.
+    /// About how many bytes it keeps in memory.
     fn weight(&self) -> u64 {
         match self {
             Self::Append { webhook, .. } => webhook.size(),
@@ -83,18 +92,18 @@ impl Task {
     }
 }
 
-/// A task that waits or is worked on; its bytes count as long.
+/// A task that is queued or worked on; it holds its room as long.
 pub(super) struct Request {
     /// What to do.
     pub(super) task: Task,
-    /// Its share in what waits.
+    /// Its share in what is queued.
     pub(super) weight: Weight,
 }
 
-/// The share of one request in the bytes that wait.
+/// The share of one request in what is queued.
 pub(super) struct Weight {
     bytes: u64,
-    waiting: Arc<AtomicU64>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Weight {
@@ -104,42 +113,92 @@ impl Weight {
     }
 }
 
-impl Drop for Weight {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
-
-/// The way to the writer. When it is dropped, the writer does what it was given and ends.
+/// The way to the writer. When it is closed or dropped, the writer does what it was given and ends.
 pub(super) struct Queue {
-    sender: SyncSender<Request>,
-    waiting: Arc<AtomicU64>,
+    /// `None` once closed.
+    sender: RwLock<Option<Sender<Request>>>,
+    /// Room for appends, in bytes.
+    appends: Arc<Semaphore>,
+    /// Room for everything else, in requests.
+    progress: Arc<Semaphore>,
+    /// How many appends wait for room.
+    waiting: AtomicUsize,
 }
 
 /// A queue and its other end.
 pub(super) fn queue() -> (Queue, Receiver<Request>) {
-    let (sender, receiver) = sync_channel(QUEUE_REQUESTS);
-    (Queue { sender, waiting: Arc::default() }, receiver)
+    // The channel itself has no bound: nobody sends without room.
+    let (sender, receiver) = channel();
+    let queue = Queue {
+        sender: RwLock::new(Some(sender)),
+        appends: Arc::new(Semaphore::new(APPEND_BYTES as usize)),
+        progress: Arc::new(Semaphore::new(PROGRESS_REQUESTS)),
+        waiting: AtomicUsize::new(0),
+    };
+    (queue, receiver)
 }
 
 impl Queue {
-    /// Queues a task, if there is room; the result comes through the returned receiver.
-    pub(super) fn offer<T>(
+    /// Queues a task as soon as there is room; the result comes through the returned receiver. A task whose future is
+    /// dropped before is not queued.
+    pub(super) async fn offer<T>(
         &self,
         task: impl FnOnce(Answer<T>) -> Task,
     ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError> {
         let (answer, result) = oneshot::channel();
         let task = task(answer);
         let bytes = task.weight();
-        let before = self.waiting.fetch_add(bytes, Ordering::AcqRel);
-        let weight = Weight { bytes, waiting: Arc::clone(&self.waiting) };
-        if before >= QUEUE_BYTES {
-            return Err(StoreError::Overloaded);
+        let appends = matches!(task, Task::Append { .. });
+        let room = if appends { self.room_to_append(bytes).await? } else { self.room_for_progress().await? };
+        let request = Request { task, weight: Weight { bytes, _room: room } };
+        let sender = self.sender.read().unwrap_or_else(PoisonError::into_inner);
+        let sent = sender.as_ref().map(|sender| sender.send(request));
+        if matches!(sent, Some(Ok(()))) { Ok(result) } else { Err(StoreError::Closed) }
+    }
+
+    /// Lets the writer end when it has done what is queued. Whoever waits for room hears of it.
+    pub(super) fn close(&self) {
+        self.appends.close();
+        self.progress.close();
+        drop(self.sender.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// How many appends wait for room.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    async fn room_to_append(&self, bytes: u64) -> Result<OwnedSemaphorePermit, StoreError> {
+        let share = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(APPEND_LEAST, APPEND_BYTES);
+        // This overtakes nobody: what is given back goes to who waits first, even if it is not yet enough for them.
+        match Arc::clone(&self.appends).try_acquire_many_owned(share) {
+            Ok(room) => return Ok(room),
+            Err(TryAcquireError::Closed) => return Err(StoreError::Closed),
+            Err(TryAcquireError::NoPermits) => {}
         }
-        match self.sender.try_send(Request { task, weight }) {
-            Ok(()) => Ok(result),
-            Err(TrySendError::Full(_)) => Err(StoreError::Overloaded),
-            Err(TrySendError::Disconnected(_)) => Err(StoreError::Closed),
-        }
+        let _place = Place::take(&self.waiting)?;
+        Arc::clone(&self.appends).acquire_many_owned(share).await.map_err(|_| StoreError::Closed)
+    }
+
+    async fn room_for_progress(&self) -> Result<OwnedSemaphorePermit, StoreError> {
+        Arc::clone(&self.progress).acquire_owned().await.map_err(|_| StoreError::Closed)
+    }
+}
+
+/// A place among the appends that wait for room.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize) -> Result<Self, StoreError> {
+        let before = waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Self(waiting);
+        if before < WAITING_APPENDS { Ok(place) } else { Err(StoreError::Overloaded) }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -193,12 +193,11 @@ fn create(database: &Path) -> Result<(), OpenError> {
     drop(folder::create(&draft).map_err(io)?);
     fill(&draft).map_err(|error| refusal(&draft, &error))?;
     std::fs::File::open(&draft).and_then(|file| file.sync_all()).map_err(io)?;
+    let folder = database.parent().unwrap_or(database);
+    // Before the rename: a database that is there is not made again, so nothing above it would be seen to again.
+    folder::settle(folder).map_err(|error| folder::unusable(folder, &error))?;
     std::fs::rename(&draft, database).map_err(io)?;
-    // The folder may be as new as the file.
-    for folder in database.ancestors().skip(1).take(2).filter(|folder| !folder.as_os_str().is_empty()) {
-        folder::sync(folder).map_err(io)?;
-    }
-    Ok(())
+    folder::sync(folder).map_err(io)
 }
 
 fn fill(draft: &Path) -> rusqlite::Result<()> {

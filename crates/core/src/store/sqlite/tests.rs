@@ -1,5 +1,7 @@
 //! What only a store on a disk can be asked: reopening, refusing, running out of room.
 
+mod waiting;
+
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -65,14 +67,22 @@ async fn sequences(store: &SqliteStore) -> Vec<u64> {
 }
 
 /// Queues an append and does not wait for it.
-fn queue_append(
-    store: &SqliteStore,
-    number: u64,
-    size: usize,
-) -> Result<oneshot::Receiver<Answered>, StoreError> {
+async fn queue_append(store: &SqliteStore, number: u64, size: usize) -> oneshot::Receiver<Answered> {
     let webhook = Box::new(testing::webhook(number, HELLO, size));
-    let queue = store.queue.read().unwrap();
-    queue.as_ref().unwrap().offer(|answer| Task::Append { webhook, answer })
+    store.queue.offer(|answer| Task::Append { webhook, answer }).await.unwrap()
+}
+
+/// Likewise for several, of which there must be room for all.
+async fn queue_appends(
+    store: &SqliteStore,
+    numbers: impl IntoIterator<Item = u64>,
+    size: usize,
+) -> Vec<oneshot::Receiver<Answered>> {
+    let mut answers = Vec::new();
+    for number in numbers {
+        answers.push(queue_append(store, number, size).await);
+    }
+    answers
 }
 
 /// Runs something with the writer's connection, between groups.
@@ -89,7 +99,7 @@ async fn hold_up(store: &SqliteStore) -> mpsc::Sender<()> {
         held.recv().unwrap_err();
     };
     let queue = |answer| Task::Inspect { run: Box::new(run), answer };
-    drop(store.queue.read().unwrap().as_ref().unwrap().offer(queue).unwrap());
+    drop(store.queue.offer(queue).await.unwrap());
     told.await.unwrap();
     release
 }
@@ -170,7 +180,7 @@ async fn sequences_go_on_after_everything_was_removed() {
 async fn a_dropped_store_does_what_it_was_given() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder);
-    let answers: Vec<_> = (0..100).map(|number| queue_append(&store, number, 1000).unwrap()).collect();
+    let answers = queue_appends(&store, 0..100, 1000).await;
     drop(store);
     for (answer, expected) in answers.into_iter().zip(1..) {
         assert_eq!(answer.await.unwrap().unwrap().sequence(), Sequence::new(expected));
@@ -218,7 +228,7 @@ async fn one_bad_request_leaves_its_group_alone() {
     })
     .await;
     let held = hold_up(&store).await;
-    let answers: Vec<_> = [0, 1, 2, 3, 0].map(|number| queue_append(&store, number, 10).unwrap()).into();
+    let answers = queue_appends(&store, [0, 1, 2, 3, 0], 10).await;
     drop(held);
     let mut results = Vec::new();
     for answer in answers {
@@ -232,29 +242,6 @@ async fn one_bad_request_leaves_its_group_alone() {
 }
 
 #[tokio::test]
-async fn a_full_queue_says_so() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder);
-    for size in [10, 100_000] {
-        let held = hold_up(&store).await;
-        let mut answers = Vec::new();
-        let refused = loop {
-            match queue_append(&store, answers.len() as u64, size) {
-                Ok(answer) => answers.push(answer),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(refused, StoreError::Overloaded), "{refused}");
-        assert!((80..=1024).contains(&answers.len()), "{} of {size} bytes", answers.len());
-        drop(held);
-        for answer in answers {
-            answer.await.unwrap().unwrap();
-        }
-        append(&store, 0).await.unwrap();
-    }
-}
-
-#[tokio::test]
 async fn a_full_disk_says_so_and_passes() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder);
@@ -265,7 +252,7 @@ async fn a_full_disk_says_so_and_passes() {
     })
     .await;
     let held = hold_up(&store).await;
-    let answers: Vec<_> = (3..6).map(|number| queue_append(&store, number, 100_000).unwrap()).collect();
+    let answers = queue_appends(&store, 3..6, 100_000).await;
     drop(held);
     for answer in answers {
         let error = answer.await.unwrap().unwrap_err();
@@ -429,6 +416,14 @@ fn a_file_is_no_folder() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = refused(file.path());
     assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
+}
+
+#[test]
+fn a_relative_folder_is_made_absolute() {
+    // A file beside which the tests run, so that nothing is made there.
+    let OpenError::Unusable { path, .. } = refused(Path::new("Cargo.toml")) else { panic!("it is a file") };
+    assert_eq!(Path::new(&path), std::env::current_dir().unwrap().join("Cargo.toml"));
+    assert!(matches!(refused(Path::new("")), OpenError::Unusable { .. }));
 }
 
 async fn until(mut condition: impl AsyncFnMut() -> bool) {

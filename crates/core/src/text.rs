@@ -1,0 +1,27 @@
+//! Text from outside that is shown to people: in a log, on a terminal.
+
+/// Whether a character does something other than being shown: it moves the cursor, starts a line, or reorders what
+/// stands beside it (Unicode's line and paragraph separators and its bidirectional controls, UAX #9 §2).
+pub fn is_steering(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Whether the text is 1 to 256 bytes that can be shown on one line as they are.
+pub fn is_showable(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && !text.chars().any(is_steering)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_shown() {
+        assert!(is_showable("deploy to production"));
+        assert!(is_showable("Straße 🚢"));
+        for text in ["", "a\nb", "\u{1b}[31m", "a\u{202e}b", "\u{2028}", &"x".repeat(257)] {
+            assert!(!is_showable(text), "{text:?}");
+        }
+    }
+}
