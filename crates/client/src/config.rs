@@ -44,9 +44,9 @@ pub struct Config {
 /// The port for `GET /health`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthPort {
-    /// The default: if it is taken, the client runs without.
+    /// The default, on loopback: if it is taken, the client runs without.
     IfFree(u16),
-    /// Asked for: if it is taken, the client does not start.
+    /// Asked for, on all addresses: if it is taken, the client does not start.
     Wanted(u16),
 }
 
@@ -64,7 +64,8 @@ impl Config {
         let max_bytes = settings.positive_bytes("max-unacknowledged-bytes");
         let (target, to) = target(&mut settings, &tls_files);
         let given_id = settings.optional("client-id");
-        let remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
+        let mut remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
+        remarks.extend(settings.unknown_variables());
         let client_id = given_id.unwrap_or_else(|| default_client_id(to.is_some()));
         let retry = RetryPolicy {
             backoff: Backoff {
@@ -76,6 +77,8 @@ impl Config {
         let health_port = match settings.value("health-check-port", 0) {
             0 => None,
             port if settings.is_set("health-check-port") => Some(HealthPort::Wanted(port)),
+            // The target's own port is not to be taken from it while it is down: that of Jenkins is the default.
+            port if to.as_deref().is_some_and(|url| url.contains(&format!(":{port}"))) => None,
             port => Some(HealthPort::IfFree(port)),
         };
         let log_format = settings.value("log-format", LogFormat::Text);
@@ -164,11 +167,11 @@ fn token(settings: &mut Settings) -> Option<Secret> {
 }
 
 fn client_tls(settings: &mut Settings, files: &PemFiles) -> Option<Arc<rustls::ClientConfig>> {
-    usable(settings, files.client_config()).map(Arc::new)
+    usable(settings, files, files.client_config()).map(Arc::new)
 }
 
-fn usable<T>(settings: &mut Settings, tls: Result<T, TlsError>) -> Option<T> {
-    tls.map_err(|error| settings.problem("ca-file-location", &error.to_string())).ok()
+fn usable<T>(settings: &mut Settings, files: &PemFiles, tls: Result<T, TlsError>) -> Option<T> {
+    tls.map_err(|error| settings.problem(files.setting_of(&error), &error.to_string())).ok()
 }
 
 /// The target, and its URL if there is one.
@@ -183,7 +186,7 @@ fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option
         (target, relay) => target.or(relay),
     };
     let Some(url) = url else { return (Arc::new(PrintTarget::new()), None) };
-    let tls = if url.starts_with("https:") { usable(settings, files.target_config()) } else { None };
+    let tls = if url.starts_with("https:") { usable(settings, files, files.target_config()) } else { None };
     let tls = tls.unwrap_or_else(no_tls);
     match HttpTarget::try_new(&url, timeout, tls) {
         Ok(target) => (Arc::new(target), Some(url)),
@@ -201,7 +204,7 @@ fn relay_url(settings: &mut Settings) -> Option<String> {
     let path: String = settings.optional("relay-path").unwrap_or_default();
     if !settings.flag("relay-enabled") {
         for key in ["relay-host", "relay-port", "relay-path", "relay-protocol"] {
-            if settings.is_set(key) {
+            if settings.is_changed(key) {
                 settings.problem(key, "is given without --relay-enabled: nothing would be relayed");
             }
         }

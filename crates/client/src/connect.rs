@@ -1,5 +1,6 @@
 //! The channel to the server: address, TLS, token.
 
+use std::error::Error;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -68,8 +69,7 @@ impl ServerAddress {
     /// # Errors
     /// UNAVAILABLE if that fails, INVALID_ARGUMENT if the address or the token cannot be used at all.
     pub(crate) async fn connect(&self) -> Result<Connection, Status> {
-        let invalid =
-            |error: &dyn std::error::Error| Status::invalid_argument(format!("{}: {error}", self.url()));
+        let invalid = |error: &dyn Error| Status::invalid_argument(format!("{}: {error}", self.url()));
         let bearer = Bearer::try_new(self.token.as_ref())?;
         let endpoint = Endpoint::from_shared(self.url())
             .map_err(|error| invalid(&error))?
@@ -81,13 +81,24 @@ impl ServerAddress {
             let (this, counter) = (this.clone(), Arc::clone(&counter));
             async move { this.dial().await.map(|stream| TokioIo::new(Counted { stream, counter })) }
         });
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
-            Status::unavailable(format!("cannot connect to {}: {}", self.url(), root_cause(&error)))
-        })?;
+        let channel =
+            endpoint.connect_with_connector(connector).await.map_err(|error| self.unreachable(&error))?;
         let calls = GitstafetteClient::with_interceptor(channel, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_REQUEST_BYTES);
         Ok(Connection { calls, received })
+    }
+
+    /// The server cannot be reached: why, and what to change where that shows.
+    fn unreachable(&self, error: &(dyn Error + 'static)) -> Status {
+        let hint = match tls_cause(error) {
+            Some(rustls::Error::InvalidMessage(_)) => {
+                "; the server speaks plain text there: --insecure or http://"
+            }
+            Some(rustls::Error::InvalidCertificate(_)) => "; name the CA with --ca-file-location",
+            _ => "",
+        };
+        Status::unavailable(format!("cannot connect to {}: {}{hint}", self.url(), root_cause(error)))
     }
 
     async fn dial(self) -> io::Result<Either<TcpStream, tokio_rustls::client::TlsStream<TcpStream>>> {
@@ -169,8 +180,22 @@ impl Interceptor for Bearer {
     }
 }
 
+/// What TLS has against it, if it is that. `io::Error` hides what it wraps from the chain of sources.
+fn tls_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref());
+        if let Some(error) = inner.or_else(|| error.downcast_ref()) {
+            return Some(error);
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// The innermost cause: the outer ones only say "transport error".
-pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

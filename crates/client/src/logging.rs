@@ -39,6 +39,12 @@ impl FromStr for LogLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let known =
+            |part: &str| part.contains('=') || levels.contains(&part.trim().to_ascii_lowercase().as_str());
+        if !text.split(',').all(known) {
+            return Err(format!("{text:?} is not a level: {}", levels.join(", ")));
+        }
         EnvFilter::try_new(text).map(|_| Self(text.into())).map_err(|error| {
             format!("{text:?} is neither a level (error, warn, info, debug, trace) nor directives: {error}")
         })

@@ -1,5 +1,6 @@
 //! The client's binary: parse, configure, log, connect, run, drain.
 
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -49,8 +50,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn listen(port: HealthPort) -> anyhow::Result<Option<TcpListener>> {
-    let (HealthPort::IfFree(number) | HealthPort::Wanted(number)) = port;
-    match (TcpListener::bind(("0.0.0.0", number)).await, port) {
+    let (ip, number) = match port {
+        HealthPort::IfFree(number) => (Ipv4Addr::LOCALHOST, number),
+        HealthPort::Wanted(number) => (Ipv4Addr::UNSPECIFIED, number),
+    };
+    match (TcpListener::bind((ip, number)).await, port) {
         (Ok(listener), _) => Ok(Some(listener)),
         (Err(error), HealthPort::Wanted(_)) => Err(error).context(format!("--health-check-port {number}")),
         (Err(error), HealthPort::IfFree(_)) => {

@@ -43,6 +43,10 @@ pub struct Settings {
     problems: Vec<String>,
     /// The keys whose values were found wrong.
     wrong: BTreeSet<String>,
+    /// The default file's values.
+    defaults: Dict,
+    /// Variables with the prefix that name no setting.
+    unknown: Vec<String>,
 }
 
 /// One layer: where it comes from, and its values by key.
@@ -92,7 +96,8 @@ impl Settings {
             figment = figment.merge(layer);
         }
         figment = figment.merge(Layer { name: "command line".into(), values: flag_values(flags) });
-        Self { figment, problems, wrong: BTreeSet::new() }
+        let unknown = unknown_variables(&environment, &known);
+        Self { figment, problems, wrong: BTreeSet::new(), defaults: known, unknown }
     }
 
     /// The defaults and a file's text, without environment and flags, for embedding.
@@ -100,8 +105,8 @@ impl Settings {
         let mut problems = Vec::new();
         let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
         let layer = toml_layer("the configuration", text, &known, &mut problems);
-        let figment = Figment::from(Layer { name: DEFAULTS.into(), values: known }).merge(layer);
-        Self { figment, problems, wrong: BTreeSet::new() }
+        let figment = Figment::from(Layer { name: DEFAULTS.into(), values: known.clone() }).merge(layer);
+        Self { figment, problems, wrong: BTreeSet::new(), defaults: known, unknown: Vec::new() }
     }
 
     /// The texts of a key: a list's elements, a text's parts between commas, nothing if it is empty.
@@ -216,6 +221,19 @@ impl Settings {
     /// Whether nothing was wrong with these keys so far: what is said of several together is only said then.
     pub fn are_sound(&self, keys: &[&str]) -> bool {
         !keys.iter().any(|key| self.wrong.contains(*key))
+    }
+
+    /// Whether the key has another value than the default file gives it.
+    pub fn is_changed(&self, key: &str) -> bool {
+        let value = self.figment.find_value(key).ok();
+        value.as_ref().and_then(texts_of) != self.defaults.get(key).and_then(texts_of)
+    }
+
+    /// Variables with the prefix that name no setting: misspelt, or set by a platform for its own ends.
+    pub fn unknown_variables(&self) -> impl Iterator<Item = String> {
+        self.unknown.iter().map(|name| {
+            format!("the environment variable {name} is no setting; `config default` lists them all")
+        })
     }
 
     /// Notes a mistake in the value of `key`.
@@ -348,11 +366,19 @@ fn environment_layers(
         let values = keys.iter().map(|key| ((*key).to_owned(), Value::from(value.clone()))).collect();
         Some(Layer { name: format!("environment variable {variable}"), values })
     };
-    let prefixed = known.keys().filter_map(|key| {
-        let variable = format!("{PREFIX}{}", key.replace('-', "_").to_ascii_uppercase());
-        layer(&variable, &[key])
-    });
+    let prefixed = known.keys().filter_map(|key| layer(&variable(key), &[key]));
     aliases.iter().filter_map(|(variable, keys)| layer(variable, keys)).chain(prefixed).collect()
+}
+
+fn unknown_variables(environment: &[(String, String)], known: &Dict) -> Vec<String> {
+    let names: BTreeSet<String> = known.keys().map(|key| variable(key)).collect();
+    let set = environment.iter().filter(|(_, value)| !value.starts_with("tcp://")).map(|(name, _)| name);
+    set.filter(|name| name.starts_with(PREFIX) && !names.contains(*name)).cloned().collect()
+}
+
+/// The variable of a key: `grpc-port` is `GITSTAFETTE_GRPC_PORT`.
+fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('-', "_").to_ascii_uppercase())
 }
 
 fn flag_values(flags: &impl Serialize) -> Dict {

@@ -85,6 +85,18 @@ impl PemFiles {
 }
 
 impl PemFiles {
+    /// The setting that an error is about.
+    pub(crate) fn setting_of(&self, error: &TlsError) -> &'static str {
+        let path = match error {
+            TlsError::SystemRoots(_) => return "ca-file-location",
+            TlsError::Read { path, .. }
+            | TlsError::Nothing { path, .. }
+            | TlsError::Unusable { path, .. } => path,
+        };
+        let is_ca = self.ca.as_ref().is_some_and(|ca| ca.display().to_string() == *path);
+        if is_ca { "ca-file-location" } else { "cert-file-location" }
+    }
+
     /// TLS to a target: trusts the system's roots and the CA file, and shows nothing. The identity is for the server.
     ///
     /// # Errors

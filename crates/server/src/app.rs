@@ -13,7 +13,7 @@ use gitstafette_proto::info::info_server::InfoServer;
 use gitstafette_proto::v1::gitstafette_server::GitstafetteServer;
 use gitstafette_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -25,11 +25,14 @@ use tracing::{info, warn};
 use crate::auth::ClientAuth;
 use crate::info::{InfoService, repositories};
 use crate::ingest::{self, Ingest, IngestLimits};
-use crate::listen::{Address, BindError, Listener, Security};
+use crate::listen::{Address, BindError, Ending, Listener, Security, Timeouts};
 use crate::subscribe::{Registry, StreamOptions, SubscribeService};
 
 /// The services whose health is told, beside the empty name, which is the whole server.
 const SERVICES: [&str; 3] = ["", "gitstafette.v1.Gitstafette", "info.Info"];
+
+/// What the tasks that were cut at the end of the drain may take to notice: they hold the store.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a server needs to know.
 #[derive(Clone, Debug)]
@@ -114,8 +117,19 @@ pub struct Server {
     store: Arc<dyn EventStore>,
     health: HealthReporter,
     tasks: TaskTracker,
-    draining: CancellationToken,
+    ending: Ending,
     drain_timeout: Duration,
+}
+
+/// Why a server ended without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener's task died.
+    #[error("a listener died: {0}")]
+    ListenerDied(#[source] JoinError),
+    /// The store closed, or its writer died: no webhook could be taken any more.
+    #[error("the store ended while the server ran; its log says why")]
+    StoreEnded,
 }
 
 impl Server {
@@ -124,66 +138,54 @@ impl Server {
     /// # Errors
     /// [`BindError`] names the address.
     pub async fn bind(options: ServerOptions, store: Arc<dyn EventStore>) -> Result<Self, BindError> {
-        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
+        let (tasks, ending) = (TaskTracker::new(), Ending::default());
         let ingest = Ingest::new(
             Arc::clone(&store),
             options.watchlist.clone(),
             options.signature.clone(),
             options.clients.clone(),
             options.limits,
-            (tasks.clone(), draining.clone()),
+            (tasks.clone(), ending.stop.clone()),
         );
         let http_router = ingest::router(Arc::new(ingest));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let tls = options.tls.as_ref().map(|tls| Arc::clone(&tls.config));
-        let grpc_security = tls.clone().map_or(Security::Plain, Security::Tls);
+        let services = Services { options: &options, store: &store, tasks: &tasks, draining: &ending.stop };
         let connections = Arc::new(Semaphore::new(options.max_connections));
         let listener = |tcp, security, router: Router| Listener {
             tcp,
             security,
             router: router.fallback(ingest::not_found),
             connections: Arc::clone(&connections),
+            timeouts: Timeouts::default(),
         };
-        let (listeners, addresses) = match options.listeners {
-            Listeners::Shared { address, health: _ } => {
+        let (mut listeners, mut addresses, apart) = match options.listeners {
+            Listeners::Shared { address, health } => {
                 let tcp = bind(address, "webhooks and gRPC").await?;
                 let at = local(&tcp, address)?;
-                let services =
-                    Services { options: &options, store: &store, tasks: &tasks, draining: &draining };
-                let grpc_router = services.router(at, &health_service);
-                let shared = listener(tcp, grpc_security, http_router.merge(grpc_router));
-                (vec![shared], Addresses { http: at, grpc: at, health: None })
+                let router = http_router.merge(services.router(at, &health_service));
+                let shared = listener(tcp, grpc_security(&options), router);
+                (vec![shared], Addresses { http: at, grpc: at, health: None }, health)
             }
             Listeners::Separate { http, grpc, health } => {
                 let http_tcp = bind(http, "webhooks").await?;
                 let grpc_tcp = bind(grpc, "gRPC").await?;
-                let grpc_at = local(&grpc_tcp, grpc)?;
-                let services =
-                    Services { options: &options, store: &store, tasks: &tasks, draining: &draining };
+                let (http_at, grpc_at) = (local(&http_tcp, http)?, local(&grpc_tcp, grpc)?);
                 let grpc_router = services.router(grpc_at, &health_service);
-                let mut addresses = Addresses { http: local(&http_tcp, http)?, grpc: grpc_at, health: None };
-                let http_security = match (&options.tls, tls) {
-                    (Some(ServerTls { plain_webhooks: PlainWebhooks::Taken, .. }), Some(tls)) => {
-                        Security::Either(tls)
-                    }
-                    (_, Some(tls)) => Security::Tls(tls),
-                    (_, None) => Security::Plain,
-                };
-                let mut listeners = vec![
-                    listener(http_tcp, http_security, http_router),
-                    listener(grpc_tcp, grpc_security, grpc_router),
+                let both = vec![
+                    listener(http_tcp, http_security(&options), http_router),
+                    listener(grpc_tcp, grpc_security(&options), grpc_router),
                 ];
-                if let Some(health) = health {
-                    let tcp = bind(health, "gRPC health").await?;
-                    addresses.health = Some(local(&tcp, health)?);
-                    let router = Routes::new(health_service).into_axum_router();
-                    listeners.push(listener(tcp, Security::Plain, router));
-                }
-                (listeners, addresses)
+                (both, Addresses { http: http_at, grpc: grpc_at, health: None }, health)
             }
         };
+        if let Some(address) = apart {
+            let tcp = bind(address, "gRPC health").await?;
+            addresses.health = Some(local(&tcp, address)?);
+            let router = Routes::new(health_service).into_axum_router();
+            listeners.push(listener(tcp, Security::Plain, router));
+        }
         let drain_timeout = options.drain_timeout;
-        Ok(Self { listeners, addresses, store, health, tasks, draining, drain_timeout })
+        Ok(Self { listeners, addresses, store, health, tasks, ending, drain_timeout })
     }
 
     /// Where it is bound.
@@ -192,33 +194,66 @@ impl Server {
     }
 
     /// Serves until `stop` is cancelled, then drains: no new connections, requests under way are answered, streams
-    /// get a GoAway, the store is closed.
+    /// get a GoAway. What takes longer than the drain time-out is cut: its connection is closed. Last the store is
+    /// closed. If this future is dropped, every connection is cut.
     ///
     /// # Errors
-    /// A listener's task died.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), tokio::task::JoinError> {
+    /// [`RunError`] if it ended without being told to, after the same drain.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
+        let _cut_at_the_end = self.ending.cut.clone().drop_guard();
         let mut accepting = JoinSet::new();
-        for listener in self.listeners {
-            accepting.spawn(listener.serve(self.tasks.clone(), self.draining.clone()));
+        for listener in self.listeners.drain(..) {
+            accepting.spawn(listener.serve(self.tasks.clone(), self.ending.clone()));
         }
         set_health(&self.health, ServingStatus::Serving).await;
-        let died = tokio::select! {
-            () = stop.cancelled() => None,
-            ended = accepting.join_next() => ended, // a listener never ends by itself
+        let ended = tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            // A listener never ends by itself.
+            Some(Err(died)) = accepting.join_next() => Err(RunError::ListenerDied(died)),
+            () = ended(&*self.store) => Err(RunError::StoreEnded),
         };
         set_health(&self.health, ServingStatus::NotServing).await;
-        self.draining.cancel();
+        self.drain(accepting).await;
+        self.store.close().await;
+        ended
+    }
+
+    async fn drain(&self, mut accepting: JoinSet<()>) {
+        self.ending.stop.cancel();
         self.tasks.close();
         let drained = tokio::time::timeout(self.drain_timeout, async {
             while accepting.join_next().await.is_some() {}
             self.tasks.wait().await;
         });
-        match drained.await {
-            Ok(()) => info!("drained"),
-            Err(_) => warn!(connections = self.tasks.len(), "not drained in time; what is left is cut"),
+        if drained.await.is_ok() {
+            info!("drained");
+            return;
         }
-        self.store.close().await;
-        died.unwrap_or(Ok(()))
+        warn!(tasks = self.tasks.len(), "not drained in time; what is left is cut");
+        self.ending.cut.cancel();
+        if tokio::time::timeout(CUT_TIMEOUT, self.tasks.wait()).await.is_err() {
+            warn!(tasks = self.tasks.len(), "some tasks still wait for the store");
+        }
+    }
+}
+
+/// Waits until a store closes or its writer dies.
+async fn ended(store: &dyn EventStore) {
+    // No head is waited for: only the end of the wait is of interest.
+    drop(store.head().wait_for(|_| false).await);
+}
+
+fn grpc_security(options: &ServerOptions) -> Security {
+    options.tls.as_ref().map_or(Security::Plain, |tls| Security::Tls(Arc::clone(&tls.config)))
+}
+
+fn http_security(options: &ServerOptions) -> Security {
+    match &options.tls {
+        Some(ServerTls { plain_webhooks: PlainWebhooks::Taken, config }) => {
+            Security::Either(Arc::clone(config))
+        }
+        _ => grpc_security(options),
     }
 }
 

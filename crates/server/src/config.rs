@@ -82,7 +82,8 @@ impl Config {
         let clients = ClientAuth { tokens: clients_tokens, certificate };
         let signature = Some(secrets).filter(|secrets| !secrets.is_empty()).map(GitHubSignature::new);
         let (listeners, open) = listeners(settings, signature.is_some(), clients.is_required());
-        let remarks = remarks(&watchlist, signature.is_some(), clients.is_required(), open);
+        let mut remarks = remarks(&watchlist, signature.is_some(), clients.is_required(), open);
+        remarks.extend(settings.unknown_variables());
         let config = Self {
             server: ServerOptions {
                 name: settings.optional("name").unwrap_or_else(machine),

@@ -1,7 +1,12 @@
 //! Listeners: accept, TLS, HTTP/1.1 and HTTP/2 on one port, and an orderly end.
 
+mod activity;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,33 +14,37 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use gitstafette_client::tls::TlsError;
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::auth::PeerCertificate;
+use activity::{Activity, Patience, Watched};
 
 /// From the first byte of a connection to the end of its first request's header, and between two requests of one
-/// HTTP/1.1 connection. GitHub gives up after 10 s as a whole (GitHub Docs, "Best practices for using webhooks").
+/// HTTP/1.1 connection; also how long a connection that was told to end may be silent. GitHub gives up after 10 s as a
+/// whole (GitHub Docs, "Best practices for using webhooks").
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be silent after its first request, see [`Activity`].
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A peer that answers no HTTP/2 PING is gone: its subscription must not stay attached for ever.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// The header of a request at most, in bytes. GitHub's is about 1 KB.
 const HEADER_BYTES: usize = 64 << 10;
-/// What HTTP/2 may buffer on the way in, per stream and per connection, in bytes.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What HTTP/2 may buffer on the way in, per stream and per connection, in bytes: anybody may fill it.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 /// What HTTP/2 may buffer on the way out, per stream, in bytes.
 const SEND_BUFFER: usize = 64 << 10;
 /// Calls on one HTTP/2 connection at once.
@@ -81,21 +90,49 @@ pub(crate) enum Security {
     Either(Arc<rustls::ServerConfig>),
 }
 
+/// The time-outs of connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// For the TLS handshake, the first request, a header, and the end of a connection that was told to end.
+    header: Duration,
+    /// For silence after the first request.
+    idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { header: HEADER_TIMEOUT, idle: IDLE_TIMEOUT }
+    }
+}
+
+/// How all connections end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ending {
+    /// Finish what is under way and begin nothing.
+    pub(crate) stop: CancellationToken,
+    /// Finish nothing.
+    pub(crate) cut: CancellationToken,
+}
+
 /// One bound listener and what it serves.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) tcp: TcpListener,
     pub(crate) security: Security,
     pub(crate) router: Router,
-    /// Connections that may be open at once, over all listeners.
+    /// Connections that may be served at once, over all listeners. One more of each waits accepted, the others wait in
+    /// the system's queue.
     pub(crate) connections: Arc<Semaphore>,
+    pub(crate) timeouts: Timeouts,
 }
 
 /// Why a connection ended early.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
-    #[error("no request within {} s", HEADER_TIMEOUT.as_secs())]
-    Idle,
+    #[error("silent for too long")]
+    Silent,
+    #[error("cut when the server ended")]
+    Cut,
     #[error("TLS handshake: {0}")]
     Handshake(io::Error),
     #[error("{0}")]
@@ -105,23 +142,23 @@ enum ConnectionError {
 }
 
 impl Listener {
-    /// Accepts until `stop` is cancelled. Connections run in `tasks`; they finish what they are doing and close.
-    pub(crate) async fn serve(self, tasks: TaskTracker, stop: CancellationToken) {
+    /// Accepts until the server stops. Connections run in `tasks`.
+    pub(crate) async fn serve(self, tasks: TaskTracker, ending: Ending) {
         loop {
             let accepted = async {
+                let accepted = self.tcp.accept().await;
+                // Not before: a listener that nobody comes to would hold a place.
                 let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else {
                     return std::future::pending().await; // never closed
                 };
-                (self.tcp.accept().await, permit)
+                (accepted, permit)
             };
-            let Some((accepted, permit)) = stop.run_until_cancelled(accepted).await else { return };
+            let Some((accepted, permit)) = ending.stop.run_until_cancelled(accepted).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (security, router, stop) = (self.security.clone(), self.router.clone(), stop.clone());
+                    let connection = self.connection(&tasks, &ending);
                     tasks.spawn(async move {
-                        if let Err(error) = connection(stream, security, router, stop).await {
-                            debug!(client.address = %peer, %error, "a connection ended early");
-                        }
+                        connection.run(stream, peer).await;
                         drop(permit);
                     });
                 }
@@ -132,95 +169,149 @@ impl Listener {
             }
         }
     }
-}
 
-/// One connection, start to end. The handshake runs here, not in the accept loop: a silent peer stops only itself.
-async fn connection(
-    stream: TcpStream,
-    security: Security,
-    router: Router,
-    stop: CancellationToken,
-) -> Result<(), ConnectionError> {
-    stream.set_nodelay(true)?;
-    let tls = match security {
-        Security::Plain => None,
-        Security::Tls(config) => Some(config),
-        Security::Either(config) => is_tls(&stream).await?.then_some(config),
-    };
-    let Some(config) = tls else {
-        return http(stream, PeerCertificate::None, router, stop).await;
-    };
-    let handshake = TlsAcceptor::from(config).accept(stream);
-    let stream = tokio::time::timeout(HEADER_TIMEOUT, handshake)
-        .await
-        .map_err(|_| ConnectionError::Idle)?
-        .map_err(ConnectionError::Handshake)?;
-    let certificate = match stream.get_ref().1.peer_certificates() {
-        Some([_, ..]) => PeerCertificate::Verified,
-        _ => PeerCertificate::None,
-    };
-    http(stream, certificate, router, stop).await
-}
-
-/// Whether the peer starts with a TLS handshake record (RFC 8446 §5.1: content type 22). No HTTP request starts so.
-async fn is_tls(stream: &TcpStream) -> Result<bool, ConnectionError> {
-    let mut first = [0];
-    let peeked = tokio::time::timeout(HEADER_TIMEOUT, stream.peek(&mut first)).await;
-    let read = peeked.map_err(|_| ConnectionError::Idle)??;
-    Ok(read == 1 && first[0] == 22)
-}
-
-/// Serves HTTP on a connection whose TLS, if any, stands.
-async fn http(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    certificate: PeerCertificate,
-    router: Router,
-    stop: CancellationToken,
-) -> Result<(), ConnectionError> {
-    let first_request = Arc::new(Notify::new());
-    let seen = Arc::clone(&first_request);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        seen.notify_one();
-        request.extensions_mut().insert(certificate);
-        // A router is always ready: its clone is cheap and holds no state of its own.
-        router.clone().call(request.map(Body::new))
-    });
-    let builder = builder();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    // hyper's own time-outs start when it knows the protocol: this one covers a peer that never says.
-    let silent = async {
-        if tokio::time::timeout(HEADER_TIMEOUT, first_request.notified()).await.is_ok() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let mut silent = pin!(silent);
-    let mut draining = false;
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => return ended.map_err(ConnectionError::Http),
-            () = &mut silent => return Err(ConnectionError::Idle),
-            () = stop.cancelled(), if !draining => {
-                draining = true;
-                connection.as_mut().graceful_shutdown();
-            }
+    fn connection(&self, tasks: &TaskTracker, ending: &Ending) -> Connection {
+        Connection {
+            security: self.security.clone(),
+            router: self.router.clone(),
+            timeouts: self.timeouts,
+            tasks: tasks.clone(),
+            ending: ending.clone(),
+            activity: Arc::new(Activity::new()),
         }
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HEADER_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER);
-    builder
+/// One connection, start to end.
+#[derive(Debug)]
+struct Connection {
+    security: Security,
+    router: Router,
+    timeouts: Timeouts,
+    tasks: TaskTracker,
+    ending: Ending,
+    activity: Arc<Activity>,
+}
+
+impl Connection {
+    /// Serves it and logs an early end. Those who take a place and ask nothing are of interest to the operator.
+    async fn run(&self, stream: TcpStream, peer: SocketAddr) {
+        let served = self.ending.cut.run_until_cancelled(self.serve(stream)).await;
+        let Err(error) = served.unwrap_or(Err(ConnectionError::Cut)) else { return };
+        if self.activity.has_begun() {
+            debug!(client.address = %peer, %error, "a connection ended early");
+        } else {
+            info!(client.address = %peer, %error, "a connection ended without a request");
+        }
+    }
+
+    /// The handshake runs here, not in the accept loop: a silent peer stops only itself.
+    async fn serve(&self, stream: TcpStream) -> Result<(), ConnectionError> {
+        stream.set_nodelay(true)?;
+        let tls = match &self.security {
+            Security::Plain => None,
+            Security::Tls(config) => Some(config),
+            Security::Either(config) => self.in_time(is_tls(&stream)).await??.then_some(config),
+        };
+        let Some(config) = tls else {
+            return self.http(stream, PeerCertificate::None).await;
+        };
+        let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
+        let stream = self.in_time(handshake).await?.map_err(ConnectionError::Handshake)?;
+        let certificate = match stream.get_ref().1.peer_certificates() {
+            Some([_, ..]) => PeerCertificate::Verified,
+            _ => PeerCertificate::None,
+        };
+        self.http(stream, certificate).await
+    }
+
+    async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, ConnectionError> {
+        tokio::time::timeout(self.timeouts.header, step).await.map_err(|_| ConnectionError::Silent)
+    }
+
+    /// Serves HTTP on a connection whose TLS, if any, stands.
+    async fn http(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        certificate: PeerCertificate,
+    ) -> Result<(), ConnectionError> {
+        let service = service_fn(|request| self.call(request, certificate));
+        let builder = self.builder();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let Timeouts { header, idle } = self.timeouts;
+        let (reason, patience) = tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(ConnectionError::Http),
+            () = self.ending.stop.cancelled() => (Ok(()), Patience { first: header, later: idle }),
+            () = self.activity.silence(Patience { first: header, later: idle }) => {
+                (Err(ConnectionError::Silent), Patience { first: header, later: header })
+            }
+        };
+        // What is under way is finished, as long as it moves. A peer need not react to being told.
+        connection.as_mut().graceful_shutdown();
+        self.activity.moves();
+        tokio::select! {
+            ended = connection => reason.and(ended.map_err(ConnectionError::Http)),
+            () = self.activity.silence(patience) => Err(ConnectionError::Silent),
+        }
+    }
+
+    /// One request. Its body and that of its answer tell the activity.
+    fn call(
+        &self,
+        request: Request<Incoming>,
+        certificate: PeerCertificate,
+    ) -> impl Future<Output = Result<Response<Watched<Body>>, Infallible>> + Send + 'static + use<> {
+        self.activity.request();
+        let activity = Arc::clone(&self.activity);
+        let mut request = request.map(|body| Body::new(Watched::request(body, Arc::clone(&activity))));
+        request.extensions_mut().insert(certificate);
+        // A router is always ready: its clone is cheap and holds no state of its own.
+        let answering = self.router.clone().call(request);
+        async move { Ok(answering.await?.map(|body| Watched::response(body, activity))) }
+    }
+
+    fn builder(&self) -> auto::Builder<Executor> {
+        let executor = Executor { tasks: self.tasks.clone(), cut: self.ending.cut.clone() };
+        let mut builder = auto::Builder::new(executor);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.timeouts.header)
+            .max_buf_size(HEADER_BYTES);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER);
+        builder
+    }
+}
+
+/// Whether the first byte opens a TLS handshake (RFC 8446 §5.1: content type 22). No HTTP request starts so.
+async fn is_tls(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    Ok(stream.peek(&mut first).await? == 1 && first[0] == 22)
+}
+
+/// Runs the calls of HTTP/2 connections, which hyper does not run in the connection's own task.
+#[derive(Clone, Debug)]
+struct Executor {
+    tasks: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, call: F) {
+        self.tasks.spawn(self.cut.clone().run_until_cancelled_owned(call));
+    }
 }
 
 /// Why a server could not be set up.

@@ -106,6 +106,27 @@ fn a_client_that_delivers_has_another_id_than_one_that_prints() {
 }
 
 #[test]
+fn the_default_file_is_valid_as_it_is() {
+    let config = Config::read(Settings::from_toml(DEFAULTS, DEFAULTS)).unwrap();
+    assert_eq!(config.client.routes[0].target.name(), "print");
+}
+
+#[test]
+fn the_targets_port_is_left_to_it() {
+    assert_eq!(config(&["--target", "http://127.0.0.1:8080/hook/"]).health_port, None);
+    let asked = config(&["--target", "http://jenkins:8080/hook/", "--health-check-port", "8080"]);
+    assert_eq!(asked.health_port, Some(HealthPort::Wanted(8080)));
+}
+
+#[test]
+fn misspelt_variables_are_named() {
+    let config =
+        Config::read(settings(&[], &[("GITSTAFETTE_TOKENS", "x"), ("GITSTAFETTE_REPO", "octo/*")])).unwrap();
+    let named: Vec<_> = config.remarks.iter().filter(|remark| remark.contains("is no setting")).collect();
+    assert!(named.len() == 1 && named[0].contains("GITSTAFETTE_TOKENS"), "{named:?}");
+}
+
+#[test]
 fn nothing_is_not_a_number() {
     for flag in [
         "target-timeout",

@@ -50,6 +50,12 @@ impl BodyReader {
         let timeout = self.limits.request_timeout;
         let read = tokio::time::timeout(timeout, self.collect(&mut body)).await;
         let read = read.unwrap_or(Err(Refusal::TooSlow(timeout)));
+        // When its connection is dropped, an HTTP/1.1 body just ends.
+        if let (Ok(read), Some(length)) = (&read, announced(headers))
+            && read.bytes.len() as u64 != length
+        {
+            return Err(Refusal::Incomplete);
+        }
         if matches!(read, Err(Refusal::TooLarge { .. } | Refusal::Overloaded)) {
             self.discard(body);
         }

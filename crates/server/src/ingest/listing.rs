@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Json;
+use axum::RequestPartsExt;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::filter::Filter;
@@ -53,10 +55,17 @@ struct ListedHeader {
 
 /// Where a listing starts.
 #[derive(Debug, Deserialize)]
-pub(super) struct Paging {
+struct Paging {
     /// After this sequence.
     #[serde(default)]
     after: u64,
+}
+
+/// What events are asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    filter: Filter,
+    after: Sequence,
 }
 
 /// `GET /v1/watchlist`.
@@ -65,33 +74,13 @@ pub(super) async fn watchlist(State(ingest): State<Arc<Ingest>>, _: Authorised) 
     Json(WatchedRepositories { repositories })
 }
 
-/// `GET /v1/events/{repository}`: by the repository's number.
+/// `GET /v1/events/{repository}`, by the repository's number, and `GET /v1/events/{owner}/{name}`, by its name.
 pub(super) async fn events(
     State(ingest): State<Arc<Ingest>>,
     _: Authorised,
-    Path(repository): Path<String>,
-    Query(paging): Query<Paging>,
+    Asked { filter, mut after }: Asked,
 ) -> Result<Json<RepositoryEvents>, Problem> {
-    list(&ingest, &repository, &paging).await
-}
-
-/// `GET /v1/events/{owner}/{name}`: by its name.
-pub(super) async fn events_by_name(
-    State(ingest): State<Arc<Ingest>>,
-    _: Authorised,
-    Path((owner, name)): Path<(String, String)>,
-    Query(paging): Query<Paging>,
-) -> Result<Json<RepositoryEvents>, Problem> {
-    list(&ingest, &format!("{owner}/{name}"), &paging).await
-}
-
-async fn list(ingest: &Ingest, repository: &str, paging: &Paging) -> Result<Json<RepositoryEvents>, Problem> {
-    let pattern: RepositoryPattern = repository
-        .parse()
-        .map_err(|error: RepositoryError| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let filter = Filter { repositories: vec![pattern], events: vec![] };
     let mut events = Vec::new();
-    let mut after = Sequence::new(paging.after);
     // A page may be empty because nothing on it was selected: read on until something is, or the end.
     while events.is_empty() {
         let page = ingest.store.read(after, &filter, LIMIT).await?;
@@ -100,7 +89,7 @@ async fn list(ingest: &Ingest, repository: &str, paging: &Paging) -> Result<Json
         }
         after = page.read_to;
         for event in page.events {
-            events.push(listed(ingest, &event).await?);
+            events.push(listed(&ingest, &event).await?);
         }
     }
     Ok(Json(RepositoryEvents { events }))
@@ -150,4 +139,23 @@ impl FromRequestParts<Arc<Ingest>> for Authorised {
         ingest.auth.check_token(parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
         Ok(Self)
     }
+}
+
+impl FromRequestParts<Arc<Ingest>> for Asked {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Ingest>) -> Result<Self, Problem> {
+        let Path(segments): Path<Vec<String>> =
+            parts.extract().await.map_err(bad_request::<PathRejection>)?;
+        let Query(paging): Query<Paging> = parts.extract().await.map_err(bad_request::<QueryRejection>)?;
+        let repository: RepositoryPattern =
+            segments.join("/").parse().map_err(bad_request::<RepositoryError>)?;
+        let filter = Filter { repositories: vec![repository], events: vec![] };
+        Ok(Self { filter, after: Sequence::new(paging.after) })
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn bad_request<E: ToString>(error: E) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, error.to_string())
 }

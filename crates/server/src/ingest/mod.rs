@@ -45,6 +45,8 @@ pub(crate) struct Ingest {
     signature: Option<GitHubSignature>,
     auth: ClientAuth,
     bodies: BodyReader,
+    /// Where webhooks are taken: they outlive the connection they came on.
+    tasks: TaskTracker,
     draining: CancellationToken,
 }
 
@@ -57,20 +59,22 @@ impl Ingest {
         limits: IngestLimits,
         (tasks, draining): (TaskTracker, CancellationToken),
     ) -> Self {
-        Self { store, watchlist, signature, auth, bodies: BodyReader::new(limits, tasks), draining }
+        let bodies = BodyReader::new(limits, tasks.clone());
+        Self { store, watchlist, signature, auth, bodies, tasks, draining }
     }
 }
 
 /// The whole HTTP surface.
 pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
     Router::new()
-        .route("/v1/github", post(receive::github).fallback(only_post))
-        .route("/v1/github/", post(receive::github).fallback(only_post))
+        .route("/v1/github", post(receive::github))
+        .route("/v1/github/", post(receive::github))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/v1/watchlist", get(listing::watchlist))
         .route("/v1/events/{repository}", get(listing::events))
-        .route("/v1/events/{owner}/{name}", get(listing::events_by_name))
+        .route("/v1/events/{owner}/{name}", get(listing::events))
+        .method_not_allowed_fallback(method_not_allowed)
         .with_state(ingest)
 }
 
@@ -87,9 +91,10 @@ pub(crate) async fn not_found(request: Request<axum::body::Body>) -> Response {
         .into_response()
 }
 
-async fn only_post() -> Response {
-    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "webhooks come by POST");
-    ([(header::ALLOW, "POST")], problem).into_response()
+/// What answers every other method on a path that is one. The router adds the methods that it takes (`Allow`).
+async fn method_not_allowed() -> Problem {
+    let detail = "this path takes other methods, see the header Allow; webhooks come by POST";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
 #[derive(Debug, Serialize)]

@@ -34,6 +34,8 @@ pub(crate) enum Refusal {
     Overloaded,
     #[error("{0} is not on the watchlist; add it with --repositories")]
     NotWatched(String),
+    #[error("the payload names neither a repository nor an owner; only --repositories '*' takes such events")]
+    OfNobody,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the server failed while reading the webhook")]
@@ -84,7 +86,7 @@ impl From<Refusal> for Problem {
             Refusal::Classify(_) | Refusal::Incomplete => StatusCode::BAD_REQUEST,
             Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
-            Refusal::NotWatched(_) => StatusCode::NOT_ACCEPTABLE,
+            Refusal::NotWatched(_) | Refusal::OfNobody => StatusCode::NOT_ACCEPTABLE,
             Refusal::Overloaded => return Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).again(SOON),
             Refusal::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -1,5 +1,6 @@
 //! One webhook, from its request to the answer.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -8,6 +9,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use gitstafette_core::classify::{self, Envelope};
 use gitstafette_core::event::{Facts, Timestamp, Webhook};
 use gitstafette_core::headers::{Headers, is_hop_by_hop};
@@ -39,36 +41,41 @@ struct Stored<'a> {
     delivery_id: &'a str,
 }
 
-/// `POST /v1/github/`.
+/// `POST /v1/github/`. It is taken in a task of its own: a sender that hangs up drops this handler, but must not keep
+/// what is being stored from the log.
 pub(super) async fn github(State(ingest): State<Arc<Ingest>>, request: Request<Body>) -> Response {
-    let started = Instant::now();
-    let mut seen = Seen::default();
-    match ingest.receive(request, &mut seen).await {
-        Ok(appended) => {
-            seen.log_accepted(appended, started);
-            accepted(appended, &seen)
-        }
-        Err(refusal) => {
-            let reason = refusal.to_string();
-            let problem = Problem::from(refusal);
-            seen.log_refused(problem.status(), &reason, started);
-            problem.into_response()
-        }
-    }
+    let taking = ingest.tasks.spawn(Arc::clone(&ingest).take(request));
+    taking.await.unwrap_or_else(|_| Problem::from(Refusal::Internal).into_response())
 }
 
 impl Ingest {
-    /// Takes one webhook: precheck, body, signature, what it is, watchlist, store. In this order: nothing is read
+    /// Takes one webhook, logs what became of it, and answers.
+    async fn take(self: Arc<Self>, request: Request<Body>) -> Response {
+        let started = Instant::now();
+        let mut seen = Seen::default();
+        let received = AssertUnwindSafe(self.receive(request, &mut seen)).catch_unwind().await;
+        match received.unwrap_or(Err(Refusal::Internal)) {
+            Ok(appended) => {
+                seen.log_accepted(appended, started);
+                accepted(appended, &seen)
+            }
+            Err(refusal) => {
+                let reason = refusal.to_string();
+                let problem = Problem::from(refusal);
+                seen.log_refused(problem.status(), &reason, started);
+                problem.into_response()
+            }
+        }
+    }
+
+    /// Receives one webhook: precheck, body, signature, what it is, watchlist, store. In this order: nothing is read
     /// from a body before its signature holds, and what is refused leaves no trace in the store.
     async fn receive(&self, request: Request<Body>, seen: &mut Seen) -> Result<Appended, Refusal> {
         let (parts, body) = request.into_parts();
         let headers = end_to_end(&parts.headers);
-        match self.precheck(&headers) {
-            Ok(envelope) => seen.envelope = Some(envelope),
-            Err(refusal) => {
-                self.bodies.refuse(&parts.headers, body);
-                return Err(refusal);
-            }
+        if let Err(refusal) = self.precheck(&headers, seen) {
+            self.bodies.refuse(&parts.headers, body);
+            return Err(refusal);
         }
         let body = self.bodies.read(&parts.headers, body).await?;
         seen.bytes = body.bytes.len();
@@ -77,18 +84,24 @@ impl Ingest {
         let facts = &*seen.facts.insert(webhook.facts.clone());
         if !self.watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref())
         {
-            return Err(Refusal::NotWatched(facts.repository_label().into_owned()));
+            let is_of_nobody =
+                facts.repository_name.is_none() && facts.repository_id.is_none() && facts.owner.is_none();
+            return Err(if is_of_nobody {
+                Refusal::OfNobody
+            } else {
+                Refusal::NotWatched(facts.repository_label().into_owned())
+            });
         }
         Ok(self.store.append(webhook).await?)
     }
 
     /// What can be said before the body has come.
-    fn precheck(&self, headers: &Headers) -> Result<Envelope, Refusal> {
-        let envelope = Envelope::read(headers)?;
+    fn precheck(&self, headers: &Headers, seen: &mut Seen) -> Result<(), Refusal> {
+        seen.envelope = Some(Envelope::read(headers)?);
         if let Some(signature) = &self.signature {
             signature.precheck(headers)?;
         }
-        Ok(envelope)
+        Ok(())
     }
 
     async fn understand(&self, request: Unverified, received_at: Timestamp) -> Result<Webhook, Refusal> {

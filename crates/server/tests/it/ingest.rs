@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::listening::Gated;
 use crate::support::{
     Sender, TOKEN, TestClient, TestServer, TestTarget, all_acknowledged, hook, http_client, options, payload,
     soon,
@@ -35,14 +36,18 @@ fn body(event: &str, text: &str) -> Request {
 
 async fn refused(server: &TestServer, request: &Request, status: StatusCode, part: &str) {
     let answer = Sender::new(server).request(request).await.unwrap();
-    let about = format!("{part}: {request:?}");
+    is_problem(answer, status, part).await;
+    assert_eq!(server.events().await, 0, "{part}: {request:?}");
+}
+
+async fn is_problem(answer: reqwest::Response, status: StatusCode, part: &str) {
+    let about = format!("{part}: {answer:?}");
     assert_eq!(answer.status(), status, "{about}");
     assert_eq!(answer.headers()["content-type"], "application/problem+json", "{about}");
     let problem: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
     assert_eq!(problem["status"], status.as_u16(), "{about}");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains(part), "{part:?} is not in {detail:?}");
-    assert_eq!(server.events().await, 0, "{about}");
 }
 
 #[tokio::test]
@@ -153,7 +158,7 @@ async fn unlisted_repositories() {
     let server = TestServer::start("").await;
     let unlisted = body("push", r#"{"repository":{"id":1,"full_name":"octo/hello"}}"#);
     refused(&server, &unlisted, StatusCode::NOT_ACCEPTABLE, "octo/hello is not on the watchlist").await;
-    refused(&server, &body("ping", "{}"), StatusCode::NOT_ACCEPTABLE, "is not on the watchlist").await;
+    refused(&server, &body("ping", "{}"), StatusCode::NOT_ACCEPTABLE, "names neither a repository").await;
     let listed = body("organization", r#"{"organization":{"login":"octo-harbor"}}"#);
     assert_eq!(Sender::new(&server).request(&listed).await.unwrap().status(), StatusCode::CREATED);
 }
@@ -299,11 +304,26 @@ async fn what_is_not_there() {
     let lost = http.get(server.url("/somewhere")).send().await.unwrap();
     assert_eq!(lost.status(), StatusCode::NOT_FOUND);
     assert!(lost.text().await.unwrap().contains("POST /v1/github/"));
-    let get = http.get(server.url("/v1/github/")).send().await.unwrap();
-    assert_eq!(
-        (get.status(), get.headers()["allow"].to_str().unwrap()),
-        (StatusCode::METHOD_NOT_ALLOWED, "POST")
-    );
+}
+
+#[tokio::test]
+async fn other_methods_are_refused_with_those_that_are_taken() {
+    let server = TestServer::start("").await;
+    let taken = [
+        ("GET", "/v1/github", "POST"),
+        ("PUT", "/v1/github/", "POST"),
+        ("POST", "/healthz", "GET,HEAD"),
+        ("DELETE", "/readyz", "GET,HEAD"),
+        ("POST", "/v1/watchlist", "GET,HEAD"),
+        ("PATCH", "/v1/events/1", "GET,HEAD"),
+        ("POST", "/v1/events/octo-harbor/lighthouse", "GET,HEAD"),
+    ];
+    for (method, path, allowed) in taken {
+        let method = method.parse().unwrap();
+        let answer = http_client().request(method, server.url(path)).send().await.unwrap();
+        assert_eq!(answer.headers()["allow"], allowed, "{path}");
+        is_problem(answer, StatusCode::METHOD_NOT_ALLOWED, "POST").await;
+    }
 }
 
 #[tokio::test]
@@ -315,12 +335,19 @@ async fn health() {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.text().await.unwrap(), r#"{"status":"ok"}"#);
     }
-    server.store.close().await;
-    let answer = http.get(server.url("/readyz")).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    let refused = Sender::new(&server).send("push", "delivery-1", &payload("x")).await;
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(refused.headers().contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_told_with_a_time_to_come_again() {
+    let server = Gated::new().broken().serve("").await;
+    for answer in [
+        http_client().get(server.url("/readyz")).send().await.unwrap(),
+        Sender::new(&server).send("push", "delivery-1", &payload("x")).await,
+    ] {
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        assert!(answer.headers().contains_key("retry-after"));
+    }
 }
 
 #[tokio::test]
@@ -350,6 +377,23 @@ async fn listings_need_the_token() {
     assert_eq!(read("/v1/events/1").await["Events"].as_array().unwrap().len(), 0);
     assert_eq!(read("/v1/events/nonsense").await["status"], 400);
     assert_eq!(read("/v1/events/537845873?after=1").await["Events"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn malformed_questions_for_listings() {
+    let server = TestServer::start("").await;
+    let wrong = [
+        ("/v1/events/1?after=abc", "after"),
+        ("/v1/events/1?after=-1", "after"),
+        ("/v1/events/octo-harbor/lighthouse?after=", "after"),
+        ("/v1/events/%ff", "UTF-8"),
+        ("/v1/events/octo-harbor/%ff", "UTF-8"),
+        ("/v1/events/nonsense", "nonsense"),
+    ];
+    for (path, part) in wrong {
+        let request = http_client().get(server.url(path)).header("authorization", format!("Bearer {TOKEN}"));
+        is_problem(request.send().await.unwrap(), StatusCode::BAD_REQUEST, part).await;
+    }
 }
 
 #[tokio::test]

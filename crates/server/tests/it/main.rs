@@ -6,6 +6,7 @@ mod crash;
 mod delivery;
 mod fake_server;
 mod ingest;
+mod listening;
 mod programs;
 mod streams;
 mod support;

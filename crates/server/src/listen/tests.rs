@@ -1,0 +1,209 @@
+//! Peers that misbehave, over real sockets and by hand. The time-outs are short or so long that they never strike; what
+//! a test waits for is the end of a connection, not a duration.
+
+use std::io;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use futures_util::stream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+/// RFC 9113: the preface (§3.4) and an empty SETTINGS frame (§6.5).
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The same with SETTINGS_INITIAL_WINDOW_SIZE 0: nothing of a body may be sent.
+const HELLO_WITHOUT_WINDOW: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
+/// HEADERS of stream 1, complete, without a body: GET http / from the static table of RFC 7541, authority x.
+const GET_2: &[u8] = b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01x";
+
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GO_AWAY: u8 = 7;
+const ACK: u8 = 1;
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it did not come")
+}
+
+/// A listener in this process.
+struct Served {
+    address: SocketAddr,
+    tasks: TaskTracker,
+    ending: Ending,
+}
+
+impl Served {
+    async fn start(router: Router, timeouts: Timeouts) -> Self {
+        let address = Address { ip: Some(Ipv4Addr::LOCALHOST.into()), port: 0 };
+        let tcp = address.bind().await.unwrap();
+        let served =
+            Self { address: tcp.local_addr().unwrap(), tasks: TaskTracker::new(), ending: Ending::default() };
+        let connections = Arc::new(Semaphore::new(100));
+        let listener = Listener { tcp, security: Security::Plain, router, connections, timeouts };
+        tokio::spawn(listener.serve(served.tasks.clone(), served.ending.clone()));
+        served
+    }
+
+    /// A listener that answers everything with this body.
+    async fn answering(body: &'static [u8], timeouts: Timeouts) -> Self {
+        Self::start(Router::new().fallback(async move || Bytes::from_static(body)), timeouts).await
+    }
+
+    async fn send(&self, bytes: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    }
+
+    /// Waits until no connection is left.
+    async fn is_empty(&self) {
+        self.tasks.close();
+        soon(self.tasks.wait()).await;
+    }
+}
+
+/// What comes until the end; a reset is one.
+async fn until_the_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    drop(soon(stream.read_to_end(&mut bytes)).await);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn frame(stream: &mut TcpStream) -> io::Result<(u8, u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut payload).await?;
+    Ok((head[3], head[4], payload))
+}
+
+/// Reads frames to the end and acknowledges what is to be acknowledged, as a peer in good order does. Returns the types
+/// of the frames that came.
+async fn be_polite(stream: &mut TcpStream) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let Ok((kind, flags, payload)) = soon(frame(stream)).await {
+        kinds.push(kind);
+        if matches!(kind, SETTINGS | PING) && flags & ACK == 0 {
+            let payload = if kind == PING { payload } else { Vec::new() };
+            let head = [0, 0, payload.len() as u8, kind, ACK, 0, 0, 0, 0];
+            drop(stream.write_all(&[&head[..], &payload].concat()).await);
+        }
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_nothing_is_left() {
+    let served = Served::answering(b"answer", Timeouts { header: SHORT, idle: LONG }).await;
+    for start in ["", "G", "GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n"] {
+        let mut stream = served.send(start.as_bytes()).await;
+        assert!(!until_the_end(&mut stream).await.contains("200 OK"), "{start:?}");
+    }
+    let mut stream = served.send(HELLO).await;
+    be_polite(&mut stream).await;
+    let mut silent = served.send(HELLO).await;
+    until_the_end(&mut silent).await;
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_asked_once_is_left_over_http1() {
+    let served = Served::answering(b"answer", Timeouts { header: LONG, idle: SHORT }).await;
+    let mut stream = served.send(GET).await;
+    assert!(until_the_end(&mut stream).await.ends_with("answer"));
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_asked_once_and_answers_pings_is_left_over_http2() {
+    let served = Served::answering(b"answer", Timeouts { header: LONG, idle: SHORT }).await;
+    let mut stream = served.send(&[HELLO, GET_2].concat()).await;
+    let kinds = be_polite(&mut stream).await;
+    assert!(kinds.contains(&HEADERS) && kinds.contains(&PING), "{kinds:?}");
+    assert_eq!(kinds.last(), Some(&GO_AWAY), "{kinds:?}");
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_react_to_go_away_is_dropped() {
+    let served = Served::answering(b"answer", Timeouts { header: SHORT, idle: SHORT }).await;
+    let _held = served.send(&[HELLO, GET_2].concat()).await;
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_never_reads_is_dropped() {
+    /// More than the system's buffers take.
+    static LARGE: [u8; 32 << 20] = [0; 32 << 20];
+    let served = Served::answering(&LARGE, Timeouts { header: SHORT, idle: SHORT }).await;
+    let _held = [
+        served.send(GET).await,
+        served.send(&GET.repeat(100)).await,
+        served.send(&[HELLO, GET_2].concat()).await,
+    ];
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_gives_no_window_is_left() {
+    let served = Served::answering(b"answer", Timeouts { header: SHORT, idle: SHORT }).await;
+    let mut stream = served.send(&[HELLO_WITHOUT_WINDOW, GET_2].concat()).await;
+    let kinds = be_polite(&mut stream).await;
+    assert!(kinds.contains(&HEADERS) && kinds.contains(&GO_AWAY), "{kinds:?}");
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_response_that_waits_for_this_server_is_not_cut_off() {
+    let (parts, receiver) = mpsc::channel::<io::Result<&'static str>>(1);
+    let body = stream::unfold(receiver, async |mut parts| Some((parts.recv().await?, parts)));
+    let first = Arc::new(Mutex::new(Some(Body::from_stream(body))));
+    // The first request gets the stream, the others an empty answer.
+    let answer = async move || first.lock().unwrap().take().unwrap_or_default();
+    let served = Served::start(Router::new().fallback(answer), Timeouts { header: SHORT, idle: SHORT }).await;
+    let mut stream = served.send(GET).await;
+    parts.send(Ok("first")).await.unwrap();
+    let mut read = String::new();
+    while !read.contains("first") {
+        read.push(soon(stream.read_u8()).await.unwrap().into());
+    }
+    // Others come and are left: at least three times the patience goes by.
+    for _ in 0..3 {
+        until_the_end(&mut served.send(GET).await).await;
+    }
+    parts.send(Ok("second")).await.unwrap();
+    drop(parts);
+    assert!(until_the_end(&mut stream).await.contains("second"));
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn stopping_lets_requests_end_and_cutting_does_not() {
+    let (began, mut beginnings) = mpsc::channel(2);
+    let answer = async move || {
+        began.send(()).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let served = Served::start(Router::new().fallback(answer), Timeouts { header: LONG, idle: LONG }).await;
+    let mut first = served.send(GET).await;
+    let mut second = served.send(&[HELLO, GET_2].concat()).await;
+    let mut silent = served.send(b"").await;
+    soon(beginnings.recv()).await;
+    soon(beginnings.recv()).await;
+    served.ending.stop.cancel();
+    assert_eq!(until_the_end(&mut silent).await, "");
+    assert!(!served.tasks.is_empty());
+    served.ending.cut.cancel();
+    assert_eq!(until_the_end(&mut first).await, "");
+    be_polite(&mut second).await;
+    served.is_empty().await;
+    assert_eq!(soon(beginnings.recv()).await, None, "the handlers are gone, too");
+}
