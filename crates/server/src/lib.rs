@@ -30,7 +30,7 @@ mod listen;
 mod subscribe;
 mod tls;
 
-pub use app::{Addresses, Listeners, PlainWebhooks, Server, ServerOptions, ServerTls};
+pub use app::{Addresses, Listeners, PlainWebhooks, RunError, Server, ServerOptions, ServerTls};
 pub use auth::ClientAuth;
 pub use ingest::IngestLimits;
 pub use listen::{Address, BindError};
