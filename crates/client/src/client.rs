@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use gitstafette_core::backoff::Backoff;
-use gitstafette_core::event::{ClientId, Sequence};
-use gitstafette_core::filter::Filter;
-use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
+use gitstafette_core::event::Sequence;
+use gitstafette_proto::convert::{Start, Subscription};
 use gitstafette_proto::v1::GoAwayReason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,18 +27,9 @@ const REFUSED: Backoff = Backoff { first: Duration::from_secs(30), most: Duratio
 pub struct ClientOptions {
     /// The server.
     pub server: ServerAddress,
-    /// Names the subscriber; the server keeps its cursor under this id. Each client needs one of its own.
-    pub client_id: ClientId,
-    /// What to subscribe to.
-    pub filter: Filter,
-    /// Where to start. Only the first stream starts there; later ones go on at the cursor.
-    pub start: Start,
-    /// What the start means if this id was there before.
-    pub existing_cursor: ExistingCursor,
-    /// Events that may be on their way to targets; `None` leaves it to the server.
-    pub max_events: Option<u32>,
-    /// Bytes of them; `None` leaves it to the server.
-    pub max_bytes: Option<u64>,
+    /// What to ask it for. Only the first stream starts where this says; later ones go on at the cursor. Each client
+    /// needs an id of its own.
+    pub subscription: Subscription,
     /// Where events go.
     pub routes: Vec<Route>,
     /// How often and how long to try.
@@ -77,7 +67,7 @@ impl Client {
     /// tries under way are finished and acknowledged.
     pub async fn run(self, stop: CancellationToken) {
         let mut deliveries = Deliveries::new(self.options.routes.clone(), self.options.retry);
-        let mut start = self.options.start;
+        let mut start = self.options.subscription.start;
         let mut failures = 0;
         loop {
             let mut started = false;
@@ -108,14 +98,7 @@ impl Client {
             Some(Err(status)) => return End::Broken(status),
             Some(Ok(connection)) => connection,
         };
-        let subscription = Subscription {
-            client_id: self.options.client_id.clone(),
-            filter: self.options.filter.clone(),
-            start,
-            existing_cursor: self.options.existing_cursor,
-            max_events: self.options.max_events,
-            max_bytes: self.options.max_bytes,
-        };
+        let subscription = Subscription { start, ..self.options.subscription.clone() };
         session::run(connection, subscription, deliveries, stop, |notice| {
             *started = true;
             self.state.send_modify(|state| match notice {
@@ -138,7 +121,7 @@ impl Client {
             }
             End::GoAway(GoAwayReason::TakenOver, message) => {
                 let wait = REFUSED.delay(failures, random);
-                error!(server, client.id = %self.options.client_id, retry_in_s = wait.as_secs(), reason = message, "taken over");
+                error!(server, client.id = %self.options.subscription.client_id, retry_in_s = wait.as_secs(), reason = message, "taken over");
                 wait
             }
             End::GoAway(_, message) => {

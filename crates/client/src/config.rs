@@ -9,7 +9,7 @@ use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::secret::Secret;
 use gitstafette_core::target::Target;
-use gitstafette_proto::convert::{ExistingCursor, Start};
+use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 
 use crate::client::ClientOptions;
 use crate::connect::ServerAddress;
@@ -78,19 +78,21 @@ impl Config {
             0 => None,
             port if settings.is_set("health-check-port") => Some(HealthPort::Wanted(port)),
             // The target's own port is not to be taken from it while it is down: that of Jenkins is the default.
-            port if to.as_deref().is_some_and(|url| url.contains(&format!(":{port}"))) => None,
+            port if to.as_deref().and_then(port_of) == Some(port) => None,
             port => Some(HealthPort::IfFree(port)),
         };
         let log_format = settings.value("log-format", LogFormat::Text);
         let log_level = settings.value("log-level", LogLevel::default());
         let client = ClientOptions {
             server,
-            client_id,
-            filter,
-            start,
-            existing_cursor: ExistingCursor::Keep,
-            max_events: u32::try_from(max_events).ok(),
-            max_bytes: Some(max_bytes),
+            subscription: Subscription {
+                client_id,
+                filter,
+                start,
+                existing_cursor: ExistingCursor::Keep,
+                max_events: u32::try_from(max_events).ok(),
+                max_bytes: Some(max_bytes),
+            },
             routes: vec![Route::new(target)],
             retry,
         };
@@ -235,6 +237,10 @@ fn split_port(address: &str) -> (&str, Option<u16>) {
         _ => (address, None),
     };
     (host.trim_start_matches('[').trim_end_matches(']'), port)
+}
+
+fn port_of(url: &str) -> Option<u16> {
+    url.parse::<http::Uri>().ok()?.port_u16()
 }
 
 fn is_loopback(host: &str) -> bool {

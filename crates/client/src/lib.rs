@@ -5,18 +5,16 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::{sync::Arc, time::Duration};
 //! use gitstafette_client::target::PrintTarget;
-//! use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress};
+//! use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress, Subscription};
 //! use gitstafette_core::{backoff::Backoff, filter::Filter};
 //! use tokio_util::sync::CancellationToken;
 //!
 //! let client = Client::new(ClientOptions {
 //!     server: ServerAddress { host: "127.0.0.1".into(), port: 50051, tls: None, token: None },
-//!     client_id: "example".parse()?,
-//!     filter: Filter { repositories: vec!["octo/*".parse()?], events: vec![] },
-//!     start: Default::default(),
-//!     existing_cursor: Default::default(),
-//!     max_events: None,
-//!     max_bytes: None,
+//!     subscription: Subscription {
+//!         filter: Filter { repositories: vec!["octo/*".parse()?], events: vec![] },
+//!         ..Subscription::new("example".parse()?)
+//!     },
 //!     routes: vec![Route::new(Arc::new(PrintTarget::new()))],
 //!     retry: RetryPolicy {
 //!         backoff: Backoff { first: Duration::from_millis(500), most: Duration::from_secs(60) },
@@ -49,5 +47,6 @@ pub mod tls;
 
 pub use client::{Client, ClientOptions, ClientState};
 pub use connect::ServerAddress;
+pub use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 pub use lane::RetryPolicy;
 pub use route::Route;

@@ -31,7 +31,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let Config { client: options, remarks, .. } = config;
     info!(
         server = options.server.url(),
-        client.id = %options.client_id,
+        client.id = %options.subscription.client_id,
         target.name = options.routes.first().map(|route| route.target.name()),
         health = health.as_ref().and_then(|listener| listener.local_addr().ok()).map(tracing::field::display),
         "gitstafette-client {}", env!("CARGO_PKG_VERSION")

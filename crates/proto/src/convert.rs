@@ -76,6 +76,20 @@ pub struct Subscription {
     pub max_bytes: Option<u64>,
 }
 
+impl Subscription {
+    /// Everything that the server accepts, from the cursor on, in a window that the server chooses.
+    pub fn new(client_id: ClientId) -> Self {
+        Self {
+            client_id,
+            filter: Filter::default(),
+            start: Start::default(),
+            existing_cursor: ExistingCursor::default(),
+            max_events: None,
+            max_bytes: None,
+        }
+    }
+}
+
 impl From<Subscription> for v1::Subscription {
     fn from(subscription: Subscription) -> Self {
         use v1::subscription::Start as Wire;

@@ -1,6 +1,7 @@
 //! The server as a whole: bind, report the addresses, run, drain.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,6 +97,19 @@ pub enum PlainWebhooks {
     Taken,
     /// Closes the connection.
     Refused,
+}
+
+impl FromStr for PlainWebhooks {
+    type Err = &'static str;
+
+    /// The setting `http-tls`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "detect" => Ok(Self::Taken),
+            "required" => Ok(Self::Refused),
+            _ => Err("it is detect or required"),
+        }
+    }
 }
 
 /// The addresses that a server is bound to.

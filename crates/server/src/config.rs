@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use gitstafette_client::config::pem_files;
@@ -110,7 +109,7 @@ impl Config {
 /// TLS, and whether clients must show a certificate.
 fn tls(settings: &mut Settings) -> (Option<ServerTls>, bool) {
     let files = pem_files(settings);
-    let plain_webhooks = settings.value("http-tls", HttpTls(PlainWebhooks::Taken)).0;
+    let plain_webhooks = settings.value("http-tls", PlainWebhooks::Taken);
     let Some(identity) = &files.identity else {
         if files.ca.is_some() {
             settings.problem(
@@ -232,7 +231,7 @@ fn store_options(settings: &mut Settings) -> Options {
         bytes: settings.positive_bytes("retention-bytes"),
         count: settings.count("retention-count", u64::MAX),
     };
-    Options { retention, redelivery: settings.value("redelivery", RedeliverySetting(Redelivery::Deliver)).0 }
+    Options { retention, redelivery: settings.value("redelivery", Redelivery::Deliver) }
 }
 
 /// A count of things that each take memory: no machine has room for more.
@@ -265,36 +264,6 @@ fn remarks(watchlist: &Watchlist, verified: bool, authenticated: bool, open: boo
             .push("listening on loopback only until webhooks are verified and clients authenticated".into());
     }
     remarks
-}
-
-/// `http-tls` as it is typed.
-struct HttpTls(PlainWebhooks);
-
-impl FromStr for HttpTls {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "detect" => Ok(Self(PlainWebhooks::Taken)),
-            "required" => Ok(Self(PlainWebhooks::Refused)),
-            _ => Err("it is detect or required"),
-        }
-    }
-}
-
-/// `redelivery` as it is typed.
-struct RedeliverySetting(Redelivery);
-
-impl FromStr for RedeliverySetting {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "deliver" => Ok(Self(Redelivery::Deliver)),
-            "drop" => Ok(Self(Redelivery::Drop)),
-            _ => Err("it is deliver or drop"),
-        }
-    }
 }
 
 #[cfg(test)]

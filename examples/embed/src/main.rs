@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress};
+use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress, Subscription};
 use gitstafette_core::backoff::Backoff;
 use gitstafette_core::event::Event;
 use gitstafette_core::filter::Filter;
@@ -55,12 +55,10 @@ async fn main() -> anyhow::Result<()> {
             tls: None,
             token: None,
         },
-        client_id: "embedded".parse()?,
-        filter: Filter { repositories: vec!["octo/hello".parse()?], events: vec![] },
-        start: Default::default(),
-        existing_cursor: Default::default(),
-        max_events: None,
-        max_bytes: None,
+        subscription: Subscription {
+            filter: Filter { repositories: vec!["octo/hello".parse()?], events: vec![] },
+            ..Subscription::new("embedded".parse()?)
+        },
         routes: vec![Route::new(Arc::clone(&greeter) as Arc<dyn Target>)],
         retry: RetryPolicy {
             backoff: Backoff { first: Duration::from_millis(500), most: Duration::from_secs(60) },

@@ -21,7 +21,7 @@ fn problems(arguments: &[&str]) -> String {
 fn starts_with_nothing() {
     let config = config(&[]);
     assert_eq!(config.client.server.url(), "http://127.0.0.1:50051");
-    assert!(config.client.client_id.as_str().starts_with("gitstafette-client-print"));
+    assert!(config.client.subscription.client_id.as_str().starts_with("gitstafette-client-print"));
     assert_eq!(config.client.routes[0].target.name(), "print");
     assert_eq!(config.health_port, Some(HealthPort::IfFree(8080)));
     assert_eq!(config.remarks.len(), 2);
@@ -60,7 +60,7 @@ fn the_go_implementations_flags() {
         "--healthCheckPort=9090",
         "--insecure",
     ]);
-    assert_eq!(config.client.client_id.as_str(), "homelab");
+    assert_eq!(config.client.subscription.client_id.as_str(), "homelab");
     assert_eq!(config.client.routes[0].target.name(), "jenkins:8080");
     assert_eq!(config.health_port, Some(HealthPort::Wanted(9090)));
 }
@@ -99,7 +99,7 @@ fn targets() {
 #[test]
 fn a_client_that_delivers_has_another_id_than_one_that_prints() {
     let delivering = config(&["--target", "http://a/"]);
-    assert!(!delivering.client.client_id.as_str().contains("print"));
+    assert!(!delivering.client.subscription.client_id.as_str().contains("print"));
     assert!(delivering.remarks.iter().any(|remark| remark.contains("--client-id")));
     let named = config(&["--target", "http://a/", "--client-id", "a"]);
     assert!(!named.remarks.iter().any(|remark| remark.contains("--client-id")));
@@ -114,6 +114,8 @@ fn the_default_file_is_valid_as_it_is() {
 #[test]
 fn the_targets_port_is_left_to_it() {
     assert_eq!(config(&["--target", "http://127.0.0.1:8080/hook/"]).health_port, None);
+    let other = config(&["--target", "http://127.0.0.1:808/:8080"]);
+    assert_eq!(other.health_port, Some(HealthPort::IfFree(8080)), "only in the path");
     let asked = config(&["--target", "http://jenkins:8080/hook/", "--health-check-port", "8080"]);
     assert_eq!(asked.health_port, Some(HealthPort::Wanted(8080)));
 }
@@ -156,7 +158,7 @@ fn the_token_never_shows() {
 
 #[test]
 fn starts() {
-    let start = |text: &str| config(&["--start", text]).client.start;
+    let start = |text: &str| config(&["--start", text]).client.subscription.start;
     assert_eq!(start("earliest"), Start::Cursor);
     assert_eq!(start("latest"), Start::Latest);
     assert_eq!(start("17"), Start::After(Sequence::new(17)));

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -261,6 +262,18 @@ pub enum Redelivery {
     Deliver,
     /// It is a repeat like any other.
     Drop,
+}
+
+impl FromStr for Redelivery {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "deliver" => Ok(Self::Deliver),
+            "drop" => Ok(Self::Drop),
+            _ => Err("it is deliver or drop"),
+        }
+    }
 }
 
 /// Why a store could not do it.

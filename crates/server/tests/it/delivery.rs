@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use gitstafette_client::target::HttpTarget;
-use gitstafette_client::{ClientOptions, Route};
+use gitstafette_client::{Route, Start};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::headers::{Headers, is_hop_by_hop};
 use gitstafette_core::secret::Secret;
 use gitstafette_core::testing::{Format, SAMPLES, large_push};
 use gitstafette_core::verify::{GitHubSignature, Unverified};
-use gitstafette_proto::convert::{ExistingCursor, Start};
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpListener;
 
@@ -222,12 +221,9 @@ async fn a_new_client_gets_what_was_stored_before_it_came() {
     assert_eq!(target.next_ids(3).await, ["delivery-1", "delivery-2", "delivery-3"]);
     client.stop().await;
 
-    let latest = ClientOptions {
-        client_id: "late".parse().unwrap(),
-        start: Start::Latest,
-        existing_cursor: ExistingCursor::Keep,
-        ..options(server.addresses.grpc, target.target())
-    };
+    let mut latest = options(server.addresses.grpc, target.target());
+    latest.subscription.client_id = "late".parse().unwrap();
+    latest.subscription.start = Start::Latest;
     let mut client = TestClient::start(latest);
     client.subscribed().await;
     sender.push("delivery-4").await;
@@ -362,13 +358,11 @@ async fn several_clients_each_get_everything_they_asked_for() {
     let server = TestServer::start("").await;
     let (mut all, mut pings) = (TestTarget::start().await, TestTarget::start().await);
     let everything = TestClient::start(options(server.addresses.grpc, all.target()));
-    let filtered = ClientOptions {
-        client_id: "pings".parse().unwrap(),
-        filter: Filter {
-            repositories: vec!["octo-harbor/lighthouse".parse().unwrap()],
-            events: vec!["ping".parse().unwrap()],
-        },
-        ..options(server.addresses.grpc, pings.target())
+    let mut filtered = options(server.addresses.grpc, pings.target());
+    filtered.subscription.client_id = "pings".parse().unwrap();
+    filtered.subscription.filter = Filter {
+        repositories: vec!["octo-harbor/lighthouse".parse().unwrap()],
+        events: vec!["ping".parse().unwrap()],
     };
     let only_pings = TestClient::start(filtered);
     let sender = Sender::new(&server);

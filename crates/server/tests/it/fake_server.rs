@@ -191,7 +191,7 @@ async fn the_start_is_asked_for_once() {
     .await;
     let target = TestTarget::start().await;
     let mut latest = options(address, target.target());
-    latest.start = gitstafette_proto::convert::Start::Latest;
+    latest.subscription.start = gitstafette_client::Start::Latest;
     let client = TestClient::start(latest);
     let mut starts = Vec::new();
     while starts.len() < 2 {

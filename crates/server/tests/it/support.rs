@@ -10,14 +10,14 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use gitstafette_client::target::HttpTarget;
-use gitstafette_client::{Client, ClientOptions, ClientState, RetryPolicy, Route, ServerAddress};
+use gitstafette_client::{
+    Client, ClientOptions, ClientState, ExistingCursor, RetryPolicy, Route, ServerAddress, Subscription,
+};
 use gitstafette_core::backoff::Backoff;
-use gitstafette_core::filter::Filter;
 use gitstafette_core::secret::Secret;
 use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
 use gitstafette_core::target::Target;
 use gitstafette_core::testing::{self, Format, Hook};
-use gitstafette_proto::convert::{ExistingCursor, Start};
 use gitstafette_server::config::Config;
 use gitstafette_server::{Addresses, Server};
 use http::{HeaderMap, StatusCode};
@@ -269,12 +269,12 @@ pub fn options(grpc: SocketAddr, target: Arc<dyn Target>) -> ClientOptions {
     let token = Some(Secret::new(TOKEN));
     ClientOptions {
         server: ServerAddress { host: grpc.ip().to_string(), port: grpc.port(), tls: None, token },
-        client_id: "test".parse().unwrap(),
-        filter: Filter::default(),
-        start: Start::Cursor,
-        existing_cursor: ExistingCursor::Keep,
-        max_events: Some(64),
-        max_bytes: Some(32 << 20),
+        subscription: Subscription {
+            existing_cursor: ExistingCursor::Keep,
+            max_events: Some(64),
+            max_bytes: Some(32 << 20),
+            ..Subscription::new("test".parse().unwrap())
+        },
         routes: vec![Route::new(target)],
         retry: RetryPolicy {
             backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
