@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".gitstafette.v1")
         .build_transport(false)
+        // Who implements a part of the service (a test's server) answers the rest with UNIMPLEMENTED.
+        .generate_default_stubs(true)
         .compile_fds(descriptors)?;
     println!("cargo::rerun-if-changed={}", root.display());
     Ok(())

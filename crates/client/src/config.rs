@@ -92,6 +92,7 @@ impl Config {
                 existing_cursor: ExistingCursor::Keep,
                 max_events: u32::try_from(max_events).ok(),
                 max_bytes: Some(max_bytes),
+                deferred: Vec::new(),
             },
             routes: vec![Route::new(target)],
             retry,

@@ -219,6 +219,7 @@ mod tests {
     use super::*;
     use async_trait::async_trait;
     use gitstafette_core::backoff::Backoff;
+    use gitstafette_core::event::Address;
     use gitstafette_core::target::{Attempt, Target, Verdict};
     use gitstafette_core::testing;
 
@@ -243,7 +244,12 @@ mod tests {
 
     fn event(sequence: u64, repository: &str) -> Arc<Event> {
         let webhook = testing::webhook(sequence, repository, 3);
-        Arc::new(Event { sequence: Sequence::new(sequence), redelivery: false, webhook })
+        Arc::new(Event {
+            sequence: Sequence::new(sequence),
+            redelivery: false,
+            address: Address::default(),
+            webhook,
+        })
     }
 
     #[tokio::test]

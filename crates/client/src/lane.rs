@@ -80,6 +80,7 @@ async fn deliver(
                 log(event, target, attempts, tried, code, "refused for good", &detail);
                 return Some(outcome(OutcomeResult::Failed, detail));
             }
+            Verdict::Unreachable => retry.backoff.delay(attempts, fastrand::f64()),
             Verdict::Retry(wish) => {
                 let wait = retry.backoff.delay(attempts, fastrand::f64());
                 // A target may ask for more patience than the backoff has, up to the last try.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use crate::connect::Connection;
 use crate::deliveries::Deliveries;
@@ -175,6 +175,13 @@ impl Session<'_> {
             }
             Response::Heartbeat(heartbeat) => self.deliveries.cursor_at(Sequence::new(heartbeat.cursor)),
             Response::Receipt(receipt) => self.deliveries.confirmed(receipt.sequences),
+            Response::Missed(missed) => {
+                error!(
+                    first = missed.first,
+                    last = missed.last,
+                    "the server's retention removed events before they came here"
+                );
+            }
             Response::GoAway(go_away) => return Err(End::GoAway(go_away.reason(), go_away.message)),
         }
         Ok(())

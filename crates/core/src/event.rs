@@ -6,13 +6,14 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use serde::{Serialize, Serializer};
 
 use crate::headers::Headers;
 use crate::repository::{RepositoryId, RepositoryName};
 
 /// The store's own number of an event: starts at 1, grows in the order of acceptance, is never reused. There may
 /// be gaps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Sequence(u64);
 
 impl Sequence {
@@ -73,6 +74,24 @@ impl Timestamp {
     }
 }
 
+impl fmt::Display for Timestamp {
+    /// `2026-01-31T12:00:00.123Z` (RFC 3339); a time beyond the year 9999 in milliseconds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The first second of the year 10000, for which RFC 3339 has no form.
+        const BEYOND: u64 = 253_402_300_800_000;
+        if self.0 >= BEYOND {
+            return write!(f, "{}", self.0);
+        }
+        humantime::format_rfc3339_millis((*self).into()).fmt(f)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -87,7 +106,7 @@ impl From<Timestamp> for SystemTime {
 }
 
 /// Who sent a webhook and how it is verified: `github`, later others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Source(Cow<'static, str>);
 
 impl Source {
@@ -110,7 +129,7 @@ impl fmt::Display for Source {
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         pub struct $name(Box<str>);
 
         impl $name {
@@ -188,8 +207,15 @@ impl fmt::Display for EventType {
     }
 }
 
+impl Serialize for EventType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// What was read from a webhook's headers and body: all that routing, filters and listings need.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Facts {
     /// Who sent it.
     pub source: Source,
@@ -246,13 +272,37 @@ impl Webhook {
     }
 }
 
+/// For whom an event is. A webhook as it comes is for everybody; an operator may redeliver one to a single client, or
+/// to a single target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Address {
+    /// Only for this client.
+    pub client: Option<ClientId>,
+    /// Only for targets of this name.
+    pub target: Option<Box<str>>,
+}
+
+impl Address {
+    /// Whether the event is for this client.
+    pub fn includes_client(&self, client: &ClientId) -> bool {
+        self.client.as_ref().is_none_or(|only| only == client)
+    }
+
+    /// Whether the event is for the target of this name.
+    pub fn includes_target(&self, target: &str) -> bool {
+        self.target.as_deref().is_none_or(|only| only == target)
+    }
+}
+
 /// One accepted webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Its place in the store.
     pub sequence: Sequence,
-    /// Whether the sender sent it before and an outcome was known: a person pressed Redeliver.
+    /// Whether it was delivered before and is to be delivered again: a person pressed Redeliver, at the forge or here.
     pub redelivery: bool,
+    /// For whom it is.
+    pub address: Address,
     /// What was sent.
     pub webhook: Webhook,
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
+
 use crate::text::is_showable;
 
 /// The longest repository pattern or name that is taken, in bytes. GitHub allows 39 for an owner and 100 for a
@@ -10,7 +12,7 @@ use crate::text::is_showable;
 const MAX_NAME_BYTES: usize = 512;
 
 /// The forge's own number of a repository; it outlives a rename.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct RepositoryId(pub u64);
 
 impl fmt::Display for RepositoryId {
@@ -23,7 +25,7 @@ impl fmt::Display for RepositoryId {
 ///
 /// The owner is all before the last slash, so that nested groups (`group/subgroup/name`) have one too. Two names
 /// that differ only in ASCII case are the same repository at every forge: compare with [`RepositoryName::is`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct RepositoryName(Box<str>);
 
 impl RepositoryName {
@@ -121,6 +123,12 @@ impl fmt::Display for RepositoryPattern {
             Self::Owner(owner) => write!(f, "{owner}/*"),
             Self::All => f.write_str("*"),
         }
+    }
+}
+
+impl Serialize for RepositoryPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Serialize, Serializer};
 
 use crate::event::{Event, Timestamp};
 
@@ -19,6 +20,12 @@ pub trait Target: Send + Sync + fmt::Debug {
 
     /// Tries to deliver once. The future ends within the target's own time-out.
     async fn attempt(&self, event: &Event) -> Attempt;
+
+    /// Looks once whether the target can be reached, without sending it anything. Asked after
+    /// [`Verdict::Unreachable`], so that a target that comes back is tried at once.
+    async fn is_reachable(&self) -> bool {
+        true
+    }
 }
 
 /// How one try went.
@@ -39,12 +46,15 @@ pub enum Verdict {
     Delivered,
     /// Not now: try again, not before the given time if the target asked for one (`Retry-After`).
     Retry(Option<Duration>),
+    /// The target is not there: no connection came about, nothing was sent. Try again.
+    Unreachable,
     /// Never: trying again would give the same answer.
     Final,
 }
 
 /// What became of one event at one target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Outcome {
     /// The target's name.
     pub target: String,
@@ -55,11 +65,16 @@ pub struct Outcome {
     /// How many tries there were.
     pub attempts: u32,
     /// From the first try to the end of the last.
+    #[serde(rename = "durationMs", serialize_with = "millis")]
     pub duration: Duration,
     /// When it ended.
     pub at: Timestamp,
-    /// The last try's line for people.
+    /// The last try's line for people, or the start of the target's answer, at most 2 KiB.
     pub detail: String,
+}
+
+fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// How it ended at the target.
@@ -87,6 +102,12 @@ impl OutcomeResult {
 impl fmt::Display for OutcomeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for OutcomeResult {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

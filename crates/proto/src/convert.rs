@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gitstafette_core::event::{ClientId, Event, EventType, Facts, Sequence, Timestamp, Webhook};
+use gitstafette_core::event::{Address, ClientId, Event, EventType, Facts, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::headers::Headers;
 use gitstafette_core::repository::RepositoryId;
@@ -12,10 +12,19 @@ use gitstafette_core::text::is_showable;
 
 use crate::v1;
 
+mod operator;
+
+pub use operator::{
+    Attached, MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry,
+    WatchlistOrigin,
+};
+
 /// The longest detail of an outcome, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 2048;
 /// The most patterns that one subscription may name.
 pub const MAX_PATTERNS: usize = 1000;
+/// The most events that a subscription may have deferred.
+pub const MAX_DEFERRED: usize = 16_384;
 /// The longest name of a target, in bytes.
 const MAX_TARGET_BYTES: usize = 256;
 /// The most targets that one client may report for an event.
@@ -74,6 +83,8 @@ pub struct Subscription {
     pub max_events: Option<u32>,
     /// Bytes that may be unacknowledged; `None` leaves it to the server.
     pub max_bytes: Option<u64>,
+    /// Events deferred on an earlier stream and not wanted yet, at most [`MAX_DEFERRED`].
+    pub deferred: Vec<Sequence>,
 }
 
 impl Subscription {
@@ -86,6 +97,7 @@ impl Subscription {
             existing_cursor: ExistingCursor::default(),
             max_events: None,
             max_bytes: None,
+            deferred: Vec::new(),
         }
     }
 }
@@ -106,6 +118,7 @@ impl From<Subscription> for v1::Subscription {
             max_unacknowledged_events: subscription.max_events.unwrap_or(0),
             max_unacknowledged_bytes: subscription.max_bytes.unwrap_or(0),
             keep_cursor: subscription.existing_cursor == ExistingCursor::Keep,
+            deferred: numbers(subscription.deferred),
         }
     }
 }
@@ -115,16 +128,12 @@ impl TryFrom<v1::Subscription> for Subscription {
 
     fn try_from(wire: v1::Subscription) -> Result<Self, WireError> {
         use v1::subscription::Start as Wire;
-        if wire.repositories.len() + wire.events.len() > MAX_PATTERNS {
-            return Err(WireError::new("repositories", format!("more than {MAX_PATTERNS} patterns")));
+        if wire.deferred.len() > MAX_DEFERRED {
+            return Err(WireError::new("deferred", format!("more than {MAX_DEFERRED} events")));
         }
-        let filter = Filter {
-            repositories: parse_all("repositories", &wire.repositories)?,
-            events: parse_all("events", &wire.events)?,
-        };
         Ok(Self {
             client_id: parse("client_id", &wire.client_id)?,
-            filter,
+            filter: filter(&wire.repositories, &wire.events)?,
             start: match wire.start {
                 None => Start::Cursor,
                 Some(Wire::AfterSequence(sequence)) => Start::After(Sequence::new(sequence)),
@@ -134,7 +143,34 @@ impl TryFrom<v1::Subscription> for Subscription {
             existing_cursor: if wire.keep_cursor { ExistingCursor::Keep } else { ExistingCursor::Move },
             max_events: Some(wire.max_unacknowledged_events).filter(|events| *events > 0),
             max_bytes: Some(wire.max_unacknowledged_bytes).filter(|bytes| *bytes > 0),
+            deferred: sequences(&wire.deferred),
         })
+    }
+}
+
+/// An event on the wire without headers and body.
+fn event_without_payload(
+    sequence: Sequence,
+    redelivery: bool,
+    address: &Address,
+    facts: &Facts,
+) -> v1::Event {
+    v1::Event {
+        sequence: sequence.get(),
+        source: facts.source.to_string(),
+        hook_id: facts.hook_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        delivery_id: facts.delivery_id.to_string(),
+        event: facts.event_type.name.to_string(),
+        action: facts.event_type.action.as_deref().map(str::to_owned),
+        repository_id: facts.repository_id.map(|id| id.0),
+        repository_name: facts.repository_name.as_ref().map(ToString::to_string),
+        owner: facts.owner.as_deref().map(str::to_owned),
+        installation_id: facts.installation_id,
+        received_at: Some(timestamp(facts.received_at)),
+        redelivery,
+        headers: Vec::new(),
+        body: bytes::Bytes::new(),
+        address: (*address != Address::default()).then(|| address.into()),
     }
 }
 
@@ -142,24 +178,33 @@ impl From<&Event> for v1::Event {
     fn from(event: &Event) -> Self {
         let Webhook { facts, headers, body } = &event.webhook;
         Self {
-            sequence: event.sequence.get(),
-            source: facts.source.to_string(),
-            hook_id: facts.hook_id.as_ref().map(ToString::to_string).unwrap_or_default(),
-            delivery_id: facts.delivery_id.to_string(),
-            event: facts.event_type.name.to_string(),
-            action: facts.event_type.action.as_deref().map(str::to_owned),
-            repository_id: facts.repository_id.map(|id| id.0),
-            repository_name: facts.repository_name.as_ref().map(ToString::to_string),
-            owner: facts.owner.as_deref().map(str::to_owned),
-            installation_id: facts.installation_id,
-            received_at: Some(timestamp(facts.received_at)),
-            redelivery: event.redelivery,
             headers: headers
                 .iter()
                 .map(|(name, value)| v1::HeaderField { name: name.to_owned(), value: value.to_vec().into() })
                 .collect(),
             body: body.clone(),
+            ..event_without_payload(event.sequence, event.redelivery, &event.address, facts)
         }
+    }
+}
+
+impl From<&Address> for v1::Address {
+    fn from(address: &Address) -> Self {
+        Self {
+            client_id: address.client.as_ref().map(ToString::to_string),
+            target: address.target.as_deref().map(str::to_owned),
+        }
+    }
+}
+
+impl TryFrom<v1::Address> for Address {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Address) -> Result<Self, WireError> {
+        Ok(Self {
+            client: parse_optional("client_id", wire.client_id.as_deref())?,
+            target: wire.target.map(target_name).transpose()?,
+        })
     }
 }
 
@@ -188,6 +233,7 @@ impl TryFrom<v1::Event> for Event {
         Ok(Self {
             sequence: Sequence::new(wire.sequence),
             redelivery: wire.redelivery,
+            address: wire.address.map(Address::try_from).transpose()?.unwrap_or_default(),
             webhook: Webhook { facts, headers, body: wire.body },
         })
     }
@@ -250,14 +296,8 @@ impl TryFrom<v1::Outcome> for Outcome {
                 return Err(WireError::new("result", "an outcome is delivered, failed or filtered"));
             }
         };
-        if wire.target.is_empty() || wire.target.len() > MAX_TARGET_BYTES {
-            return Err(WireError::new(
-                "target",
-                format!("a target's name has 1 to {MAX_TARGET_BYTES} bytes"),
-            ));
-        }
         Ok(Self {
-            target: wire.target,
+            target: target_name(wire.target)?.into(),
             result,
             code: u16::try_from(wire.code).ok().filter(|code| *code > 0),
             attempts: wire.attempts,
@@ -326,6 +366,34 @@ fn parse_all<T: std::str::FromStr<Err: ToString>>(
     texts: &[String],
 ) -> Result<Vec<T>, WireError> {
     texts.iter().map(|text| parse(field, text)).collect()
+}
+
+fn filter(repositories: &[String], events: &[String]) -> Result<Filter, WireError> {
+    if repositories.len() + events.len() > MAX_PATTERNS {
+        return Err(WireError::new("repositories", format!("more than {MAX_PATTERNS} patterns")));
+    }
+    Ok(Filter {
+        repositories: parse_all("repositories", repositories)?,
+        events: parse_all("events", events)?,
+    })
+}
+
+/// The name of a target, which is shown in listings and logs.
+fn target_name(name: String) -> Result<Box<str>, WireError> {
+    if name.is_empty() || name.len() > MAX_TARGET_BYTES {
+        return Err(WireError::new("target", format!("a target's name has 1 to {MAX_TARGET_BYTES} bytes")));
+    }
+    shown("target", name)
+}
+
+/// Sequences from the wire.
+pub fn sequences(wire: &[u64]) -> Vec<Sequence> {
+    wire.iter().copied().map(Sequence::new).collect()
+}
+
+/// Sequences on the wire.
+pub fn numbers(sequences: impl IntoIterator<Item = Sequence>) -> Vec<u64> {
+    sequences.into_iter().map(Sequence::get).collect()
 }
 
 fn cut(mut detail: String) -> String {

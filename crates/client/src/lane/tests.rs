@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use gitstafette_core::event::Address;
 use gitstafette_core::testing;
 
 use super::*;
@@ -38,7 +39,12 @@ impl Target for Scripted {
 
 fn event(sequence: u64) -> Arc<Event> {
     let webhook = testing::webhook(sequence, "octo/hello", 3);
-    Arc::new(Event { sequence: Sequence::new(sequence), redelivery: false, webhook })
+    Arc::new(Event {
+        sequence: Sequence::new(sequence),
+        redelivery: false,
+        address: Address::default(),
+        webhook,
+    })
 }
 
 const RETRY: RetryPolicy = RetryPolicy {

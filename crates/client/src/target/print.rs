@@ -85,14 +85,19 @@ fn push_visible(text: &mut String, shown: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gitstafette_core::event::Sequence;
+    use gitstafette_core::event::{Address, Sequence};
     use gitstafette_core::testing;
 
     #[test]
     fn shows_everything_and_steers_nothing() {
         let mut webhook = testing::webhook(1, "octo/hello", 0);
         webhook.body = "{\"a\":\"\u{1b}[2J\"}".into();
-        let text = render(&Event { sequence: Sequence::new(7), redelivery: false, webhook });
+        let text = render(&Event {
+            sequence: Sequence::new(7),
+            redelivery: false,
+            address: Address::default(),
+            webhook,
+        });
         assert!(
             text.starts_with("── push octo/hello · delivery delivery-1 · sequence 7 · 12 bytes\n"),
             "{text}"

@@ -19,7 +19,7 @@ mod reading;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Acknowledgement, Appended, EventStore, Options, ReadLimit, Redelivery, Retention};
+use super::{Acknowledgement, Appended, EventStore, Options, ReadLimit, Redelivery, Report, Retention};
 use crate::event::{ClientId, Event, Sequence, Timestamp};
 use crate::filter::Filter;
 use crate::target::{Outcome, OutcomeResult};
@@ -92,6 +92,11 @@ fn outcome(target: &str, result: OutcomeResult) -> Outcome {
         at: Timestamp::from_millis(1_700_000_123_456),
         detail: "Bad Gateway — ü".to_owned(),
     }
+}
+
+/// What a client of this name reported.
+fn report(client_id: &str, outcome: Outcome) -> Report {
+    Report { client: client(client_id), outcome, redelivered_as: None }
 }
 
 fn acknowledgement(sequence: Sequence) -> Acknowledgement {

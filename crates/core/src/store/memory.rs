@@ -14,13 +14,15 @@ use tokio::sync::watch;
 
 use super::tail::{Bounds, Tail};
 use super::{
-    Acknowledgement, Appended, EventStore, Options, Page, ReadLimit, Redelivery, Statistics, StoreError,
-    StoreId, beyond,
+    Acknowledgement, Appended, Entry, EventStore, Listed, Listing, Options, Order, Page, ReadLimit,
+    Redelivery, Report, Statistics, StoreError, StoreId, WatchlistChange, beyond,
 };
-use crate::event::{ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook};
+use crate::event::{
+    Address, ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook,
+};
 use crate::filter::Filter;
+use crate::repository::RepositoryPattern;
 use crate::subscription::Progress;
-use crate::target::Outcome;
 
 /// A store in memory: gone with the process, otherwise as good as any.
 #[derive(Debug)]
@@ -38,8 +40,11 @@ struct State {
     accepted: VecDeque<Instant>,
     /// The newest event of each identity.
     newest: HashMap<Identity, Sequence>,
-    outcomes: BTreeMap<Sequence, BTreeMap<(ClientId, String), Outcome>>,
-    clients: HashMap<ClientId, Progress>,
+    reports: BTreeMap<Sequence, BTreeMap<(ClientId, String), Report>>,
+    clients: BTreeMap<ClientId, Progress>,
+    watchlist: HashMap<RepositoryPattern, WatchlistChange>,
+    /// How many events retention has removed.
+    removed: u64,
     /// `None` once closed: whoever waits on the head wakes.
     head: Option<watch::Sender<Sequence>>,
 }
@@ -56,11 +61,13 @@ impl MemoryStore {
     pub fn new(options: Options) -> Self {
         let (sender, head) = watch::channel(Sequence::ZERO);
         let state = State {
-            log: Tail::new(Sequence::ZERO, Bounds::NONE),
+            log: Tail::new(Sequence::ZERO, Sequence::ZERO, Bounds::NONE),
             accepted: VecDeque::new(),
             newest: HashMap::new(),
-            outcomes: BTreeMap::new(),
-            clients: HashMap::new(),
+            reports: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            watchlist: HashMap::new(),
+            removed: 0,
             head: Some(sender),
         };
         Self { id: StoreId::random(), options, state: Mutex::new(state), head }
@@ -91,6 +98,7 @@ impl State {
             }
             self.accepted.pop_front();
             let Some(event) = self.log.remove_first() else { return };
+            self.removed += 1;
             self.forget(&event);
         }
     }
@@ -101,7 +109,7 @@ impl State {
         if self.newest.get(&identity) == Some(&event.sequence) {
             self.newest.remove(&identity);
         }
-        self.outcomes.remove(&event.sequence);
+        self.reports.remove(&event.sequence);
         for progress in self.clients.values_mut() {
             progress.ahead.remove(&event.sequence);
         }
@@ -111,17 +119,71 @@ impl State {
         let identity = identity(&webhook.facts);
         let known = self.newest.get(&identity).copied();
         if let Some(sequence) = known {
-            let undelivered = !self.outcomes.contains_key(&sequence);
+            let undelivered = !self.reports.contains_key(&sequence);
             if undelivered || options.redelivery == Redelivery::Drop {
                 return Appended::Repeat { sequence };
             }
         }
-        let sequence = self.log.head().next();
         let redelivery = known.is_some();
+        let sequence = self.push(webhook, redelivery, Address::default());
         self.newest.insert(identity, sequence);
-        self.accepted.push_back(Instant::now());
-        self.log.push(Arc::new(Event { sequence, redelivery, webhook }));
         Appended::Stored { sequence, redelivery }
+    }
+
+    fn push(&mut self, webhook: Webhook, redelivery: bool, address: Address) -> Sequence {
+        let sequence = self.log.head().next();
+        self.accepted.push_back(Instant::now());
+        self.log.push(Arc::new(Event { sequence, redelivery, address, webhook }));
+        sequence
+    }
+
+    fn redeliver(&mut self, sequence: Sequence, address: Address) -> Option<Sequence> {
+        let webhook = self.log.find(sequence)?.webhook.clone();
+        let new = self.push(webhook, true, address.clone());
+        for report in self.reports.get_mut(&sequence).into_iter().flat_map(BTreeMap::values_mut) {
+            let included =
+                address.includes_client(&report.client) && address.includes_target(&report.outcome.target);
+            if included && report.is_dead_letter() {
+                report.redelivered_as = Some(new);
+            }
+        }
+        Some(new)
+    }
+
+    fn list(&self, listing: &Listing) -> Listed {
+        let selected = |event: &&Arc<Event>| {
+            let facts = &event.webhook.facts;
+            (listing.first..=listing.last).contains(&event.sequence)
+                && listing.filter.matches(facts)
+                && listing.delivery_id.as_ref().is_none_or(|id| *id == facts.delivery_id)
+                && listing.received_since.is_none_or(|since| facts.received_at >= since)
+        };
+        let entry = |event: &Arc<Event>| Entry::new(event, self.reports(event.sequence));
+        let fate = |entry: &Entry| listing.fate.as_ref().is_none_or(|fate| fate.matches(&entry.reports));
+        let limit = listing.limit.max(1);
+        let found = self.log.iter().filter(selected).map(entry).filter(fate);
+        let mut entries: Vec<_> = match listing.order {
+            Order::OldestFirst => found.take(limit + 1).collect(),
+            Order::NewestFirst => {
+                let found = self.log.iter().rev().filter(selected).map(entry).filter(fate);
+                found.take(limit + 1).collect()
+            }
+        };
+        let next = entries.get(limit).map(|entry| entry.sequence);
+        entries.truncate(limit);
+        Listed { entries, next }
+    }
+
+    fn reports(&self, sequence: Sequence) -> Vec<Report> {
+        self.reports.get(&sequence).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Tells who waits that the log has grown.
+    fn announce(&mut self, options: &Options, sequence: Sequence) {
+        self.retain(options, Instant::now());
+        if let Some(head) = &self.head {
+            head.send_replace(sequence);
+        }
     }
 
     fn acknowledge(&mut self, client: &ClientId, acknowledgements: Vec<Acknowledgement>, cursor: Sequence) {
@@ -134,10 +196,11 @@ impl State {
             if outcomes.is_empty() || !self.log.contains(sequence) {
                 continue;
             }
-            let kept = self.outcomes.entry(sequence).or_default();
-            kept.extend(
-                outcomes.into_iter().map(|outcome| ((client.clone(), outcome.target.clone()), outcome)),
-            );
+            let kept = self.reports.entry(sequence).or_default();
+            kept.extend(outcomes.into_iter().map(|outcome| {
+                let key = (client.clone(), outcome.target.clone());
+                (key, Report { client: client.clone(), outcome, redelivered_as: None })
+            }));
         }
     }
 }
@@ -148,17 +211,19 @@ impl EventStore for MemoryStore {
         let mut state = self.state()?;
         let appended = state.append(webhook, &self.options);
         if let Appended::Stored { sequence, .. } = appended {
-            state.retain(&self.options, Instant::now());
-            if let Some(head) = &state.head {
-                head.send_replace(sequence);
-            }
+            state.announce(&self.options, sequence);
         }
         Ok(appended)
     }
 
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError> {
         let state = self.state()?;
-        Ok(state.log.read(after, filter, limit).unwrap_or(Page { events: Vec::new(), read_to: after }))
+        let nothing = Page { read_to: after, ..Page::default() };
+        Ok(state.log.read(after, filter, limit).unwrap_or(nothing))
+    }
+
+    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page> {
+        self.state().ok()?.log.read(after, filter, limit)
     }
 
     fn head(&self) -> watch::Receiver<Sequence> {
@@ -191,10 +256,43 @@ impl EventStore for MemoryStore {
         Ok(())
     }
 
-    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError> {
+    async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {
+        Ok(self.state()?.reports(sequence))
+    }
+
+    async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
+        Ok(self.state()?.list(listing))
+    }
+
+    async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
+        let mut state = self.state()?;
+        let redelivered = state.redeliver(sequence, address);
+        if let Some(sequence) = redelivered {
+            state.announce(&self.options, sequence);
+        }
+        Ok(redelivered)
+    }
+
+    async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
         let state = self.state()?;
-        let kept = state.outcomes.get(&sequence).into_iter().flatten();
-        Ok(kept.map(|((client, _), outcome)| (client.clone(), outcome.clone())).collect())
+        Ok(state.clients.iter().map(|(client, progress)| (client.clone(), progress.cursor)).collect())
+    }
+
+    async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {
+        Ok(self.state()?.watchlist.iter().map(|(pattern, change)| (pattern.clone(), *change)).collect())
+    }
+
+    async fn change_watchlist(
+        &self,
+        pattern: &RepositoryPattern,
+        change: Option<WatchlistChange>,
+    ) -> Result<(), StoreError> {
+        let watchlist = &mut self.state()?.watchlist;
+        match change {
+            Some(change) => watchlist.insert(pattern.clone(), change),
+            None => watchlist.remove(pattern),
+        };
+        Ok(())
     }
 
     fn id(&self) -> StoreId {
@@ -208,6 +306,9 @@ impl EventStore for MemoryStore {
             bytes: state.log.bytes(),
             first: state.log.first().map_or(Sequence::ZERO, |event| event.sequence),
             head: state.log.head(),
+            removed: state.removed,
+            disk_bytes: 0,
+            writable: true,
         })
     }
 

@@ -12,11 +12,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use serde::Serialize;
+
+use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
+use crate::repository::RepositoryPattern;
 use crate::subscription::Progress;
 use crate::target::Outcome;
 
+mod listing;
 mod memory;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -27,6 +31,7 @@ pub mod conformance;
 #[cfg(test)]
 mod model;
 
+pub use listing::{Entry, Fate, FateError, FateFilter, Listed, Listing, Order, Report};
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
@@ -47,6 +52,8 @@ pub use sqlite::SqliteStore;
 ///   repeat while no outcome has been reported for the newest event of that identity; after that it is a redelivery,
 ///   stored anew and marked, or refused if [`Redelivery::Drop`] is set. A repeat that comes before the first is
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
+/// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended takes no part in that: it stands beside what
+///   the sender sent, and neither makes a repeat of the sender's next nor lets it pass as a redelivery.
 /// - **Progress.** A client's cursor moves only by `acknowledge` and `seek`. Acknowledgements beyond the cursor are
 ///   kept until it has passed them or retention removes their event.
 /// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
@@ -74,6 +81,9 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`StoreError::Failed`], [`StoreError::Closed`].
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError>;
+
+    /// What [`read`](Self::read) would return, if that is in memory; `None` if it takes the disk. Never waits.
+    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page>;
 
     /// The sequence of the newest durable event ever accepted, to wait on. It stays when retention removes the event.
     /// When the store closes, waiting ends with an error.
@@ -111,11 +121,49 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
         cursor: Sequence,
     ) -> Result<(), StoreError>;
 
-    /// All outcomes of one event, by client and target.
+    /// All that was reported of one event, by client and target.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError>;
+    async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError>;
+
+    /// One page of the log for an operator. A call looks at a bounded number of events, so a page may be empty and
+    /// not the last.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn list(&self, listing: &Listing) -> Result<Listed, StoreError>;
+
+    /// Appends a stored event anew, as a redelivery for those it is now addressed to; `None` if it is not in the
+    /// store. The dead letters that it is a second try of are marked with the new sequence: all of the event's at that
+    /// address.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError>;
+
+    /// Every client id with a cursor, and the cursor, by client id.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError>;
+
+    /// What was changed about the configured watchlist at run time, in no order.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError>;
+
+    /// Keeps a change of the watchlist, in place of an earlier one of the same pattern; `None` forgets it. Patterns
+    /// are the same if they are written the same.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn change_watchlist(
+        &self,
+        pattern: &RepositoryPattern,
+        change: Option<WatchlistChange>,
+    ) -> Result<(), StoreError>;
 
     /// Which store this is. It stays as long as its events do.
     fn id(&self) -> StoreId;
@@ -207,10 +255,22 @@ pub struct Page {
     pub events: Vec<Arc<Event>>,
     /// How far the log was read, selected or not: read on after this.
     pub read_to: Sequence,
+    /// Retention has removed everything up to here. Who reads after an earlier sequence has missed what lay between.
+    pub removed_to: Sequence,
+}
+
+/// How the watchlist differs from the configured one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchlistChange {
+    /// The pattern was added.
+    Added,
+    /// It was removed.
+    Removed,
 }
 
 /// What a store holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Statistics {
     /// Events.
     pub events: u64,
@@ -220,6 +280,20 @@ pub struct Statistics {
     pub first: Sequence,
     /// The newest event ever accepted, or zero.
     pub head: Sequence,
+    /// Events that retention removed since the store was opened.
+    pub removed: u64,
+    /// Bytes of its files; zero if it has none.
+    pub disk_bytes: u64,
+    /// Whether the last write was durable. It turns false when the disk is full or broken, and true again by itself
+    /// when there is room.
+    pub writable: bool,
+}
+
+impl Statistics {
+    /// Retention has removed everything up to here.
+    pub fn removed_to(&self) -> Sequence {
+        if self.events == 0 { self.head } else { self.first.previous() }
+    }
 }
 
 /// What a store keeps, and how.
@@ -287,6 +361,16 @@ pub enum StoreError {
     Full {
         /// The file that cannot grow.
         path: String,
+    },
+    /// The database is damaged. Permanent until the operator acts.
+    #[error(
+        "the store {path} is damaged: {reason}; stop the server, then restore the folder from a backup, rescue what can be read (sqlite3 {path} .recover), or move the folder away to start with an empty one"
+    )]
+    Damaged {
+        /// The database file.
+        path: String,
+        /// What SQLite says.
+        reason: String,
     },
     /// The disk or the database refused. Permanent until the operator acts.
     #[error("the store failed: {0}")]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{Acknowledgement, Appended, EventStore, MemoryStore, Options, ReadLimit, Redelivery};
-use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use super::{Acknowledgement, Appended, EventStore, MemoryStore, Options, ReadLimit, Redelivery, Report};
+use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::subscription::Progress;
 use crate::target::{Outcome, OutcomeResult};
@@ -141,7 +141,12 @@ impl Model {
                     Appended::Stored { sequence, redelivery } => {
                         prop_assert_eq!(known, Ok(redelivery));
                         prop_assert!(sequence > self.head());
-                        self.events.push(Arc::new(Event { sequence, redelivery, webhook }));
+                        self.events.push(Arc::new(Event {
+                            sequence,
+                            redelivery,
+                            address: Address::default(),
+                            webhook,
+                        }));
                     }
                 }
             }
@@ -196,9 +201,9 @@ impl Model {
         for event in &self.events {
             let expected = (0..2).filter_map(|number| {
                 let outcome = self.outcomes.get(&(event.sequence, number))?;
-                Some((client(number), outcome.clone()))
+                Some(Report { client: client(number), outcome: outcome.clone(), redelivered_as: None })
             });
-            prop_assert_eq!(store.outcomes(event.sequence).await.unwrap(), expected.collect::<Vec<_>>());
+            prop_assert_eq!(store.reports(event.sequence).await.unwrap(), expected.collect::<Vec<_>>());
         }
         let statistics = store.statistics().await.unwrap();
         prop_assert_eq!(statistics.events, self.events.len() as u64);

@@ -27,6 +27,8 @@ pub(super) struct Tail {
     bytes: u64,
     floor: Sequence,
     head: Sequence,
+    /// What retention has removed, this and all before.
+    removed_to: Sequence,
     bounds: Bounds,
 }
 
@@ -45,9 +47,9 @@ impl Bounds {
 }
 
 impl Tail {
-    /// A tail of a log that ends at `head`, holding nothing of it.
-    pub(super) fn new(head: Sequence, bounds: Bounds) -> Self {
-        Self { events: VecDeque::new(), bytes: 0, floor: head, head, bounds }
+    /// A tail of a log that ends at `head`, holding nothing of it. Retention has removed it up to `removed_to`.
+    pub(super) fn new(head: Sequence, removed_to: Sequence, bounds: Bounds) -> Self {
+        Self { events: VecDeque::new(), bytes: 0, floor: head, head, removed_to, bounds }
     }
 
     /// Adds the log's newest event and evicts what no longer fits.
@@ -57,7 +59,7 @@ impl Tail {
         self.bytes += event.webhook.size();
         self.events.push_back(event);
         while self.events.len() > self.bounds.count || self.bytes > self.bounds.bytes {
-            match self.remove_first() {
+            match self.pop() {
                 Some(evicted) => self.floor = evicted.sequence,
                 None => break,
             }
@@ -66,6 +68,12 @@ impl Tail {
 
     /// Removes the oldest event because the store did.
     pub(super) fn remove_first(&mut self) -> Option<Arc<Event>> {
+        let event = self.pop()?;
+        self.removed_to = event.sequence;
+        Some(event)
+    }
+
+    fn pop(&mut self) -> Option<Arc<Event>> {
         let event = self.events.pop_front()?;
         self.bytes -= event.webhook.size();
         Some(event)
@@ -78,8 +86,9 @@ impl Tail {
     )]
     pub(super) fn remove_through(&mut self, sequence: Sequence) {
         while self.events.front().is_some_and(|event| event.sequence <= sequence) {
-            self.remove_first();
+            self.pop();
         }
+        self.removed_to = self.removed_to.max(sequence);
     }
 
     /// Reads as [`EventStore::read`](super::EventStore::read) does; `None` if that takes events before the floor.
@@ -88,7 +97,7 @@ impl Tail {
             return None;
         }
         let start = self.events.partition_point(|event| event.sequence <= after);
-        let mut gather = Gather::new(after, limit);
+        let mut gather = Gather::new(after, self.removed_to, limit);
         for event in self.events.iter().skip(start) {
             match gather.look(event.sequence, &event.webhook.facts, event.webhook.size(), filter) {
                 Look::Take => gather.take(Arc::clone(event)),
@@ -105,13 +114,19 @@ impl Tail {
     }
 
     /// The events held, oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Event>> {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
         self.events.iter()
+    }
+
+    /// The event, if it is held.
+    pub(super) fn find(&self, sequence: Sequence) -> Option<&Arc<Event>> {
+        let found = self.events.binary_search_by_key(&sequence, |event| event.sequence);
+        found.ok().map(|at| &self.events[at])
     }
 
     /// Whether the event is held.
     pub(super) fn contains(&self, sequence: Sequence) -> bool {
-        self.events.binary_search_by_key(&sequence, |event| event.sequence).is_ok()
+        self.find(sequence).is_some()
     }
 
     /// How many events are held.
@@ -151,9 +166,9 @@ pub(super) enum Look {
 }
 
 impl Gather {
-    /// An empty page that was read to `after`.
-    pub(super) fn new(after: Sequence, limit: ReadLimit) -> Self {
-        Self { page: Page { events: Vec::new(), read_to: after }, limit, bytes: 0, looked_at: 0 }
+    /// An empty page that was read to `after`, of a log that was removed up to `removed_to`.
+    pub(super) fn new(after: Sequence, removed_to: Sequence, limit: ReadLimit) -> Self {
+        Self { page: Page { events: Vec::new(), read_to: after, removed_to }, limit, bytes: 0, looked_at: 0 }
     }
 
     /// Decides about the next event, which has `size` bytes.
@@ -199,13 +214,19 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Address;
     use crate::testing;
 
     const ALL: ReadLimit = ReadLimit { events: 100, bytes: u64::MAX };
 
     fn event(number: u64, size: usize) -> Arc<Event> {
         let webhook = testing::webhook(number, "octo/hello", size);
-        Arc::new(Event { sequence: Sequence::new(number), redelivery: false, webhook })
+        Arc::new(Event {
+            sequence: Sequence::new(number),
+            redelivery: false,
+            address: Address::default(),
+            webhook,
+        })
     }
 
     /// The events after `after`, or nothing if that is not the tail's business.
@@ -216,7 +237,7 @@ mod tests {
 
     #[test]
     fn eviction_raises_the_floor() {
-        let mut tail = Tail::new(Sequence::new(10), Bounds { count: 3, bytes: u64::MAX });
+        let mut tail = Tail::new(Sequence::new(10), Sequence::ZERO, Bounds { count: 3, bytes: u64::MAX });
         assert_eq!((read(&tail, 9), read(&tail, 10)), (None, Some(vec![])));
         for number in [11, 12, 15, 16] {
             tail.push(event(number, 10));
@@ -229,7 +250,7 @@ mod tests {
 
     #[test]
     fn retention_leaves_the_floor() {
-        let mut tail = Tail::new(Sequence::ZERO, Bounds { count: 10, bytes: u64::MAX });
+        let mut tail = Tail::new(Sequence::ZERO, Sequence::ZERO, Bounds { count: 10, bytes: u64::MAX });
         (1..=4).for_each(|number| tail.push(event(number, 10)));
         tail.remove_through(Sequence::new(2));
         assert_eq!(read(&tail, 0), Some(vec![3, 4]), "what is gone cannot be missed");
@@ -239,7 +260,7 @@ mod tests {
 
     #[test]
     fn an_event_that_is_too_large_is_not_held() {
-        let mut tail = Tail::new(Sequence::ZERO, Bounds { count: 10, bytes: 1000 });
+        let mut tail = Tail::new(Sequence::ZERO, Sequence::ZERO, Bounds { count: 10, bytes: 1000 });
         tail.push(event(1, 10));
         tail.push(event(2, 2000));
         assert_eq!((read(&tail, 1), read(&tail, 2), tail.bytes()), (None, Some(vec![]), 0));

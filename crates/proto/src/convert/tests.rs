@@ -53,7 +53,7 @@ fn event() -> impl Strategy<Value = Event> {
                 webhook.facts.received_at = received_at;
                 webhook.headers = headers.into_iter().collect();
                 webhook.body = body.into();
-                Event { sequence: Sequence::new(sequence), redelivery, webhook }
+                Event { sequence: Sequence::new(sequence), redelivery, address: Address::default(), webhook }
             },
         )
 }
@@ -103,6 +103,7 @@ fn subscriptions_round_trip() {
             existing_cursor: ExistingCursor::Keep,
             max_events: Some(5),
             max_bytes: None,
+            deferred: sequences(&[3, 1]),
         };
         assert_eq!(v1::Subscription::from(subscription.clone()).try_into(), Ok(subscription));
     }

@@ -96,11 +96,11 @@ pub(super) async fn events(
 }
 
 async fn listed(ingest: &Ingest, event: &Event) -> Result<ListedEvent, Problem> {
-    let outcomes = ingest.store.outcomes(event.sequence).await?;
-    let delivered = outcomes
+    let reports = ingest.store.reports(event.sequence).await?;
+    let delivered = reports
         .iter()
-        .filter(|(_, outcome)| outcome.result == OutcomeResult::Delivered)
-        .map(|(_, outcome)| outcome.at);
+        .filter(|report| report.outcome.result == OutcomeResult::Delivered)
+        .map(|report| report.outcome.at);
     let relayed = delivered.min();
     let webhook = &event.webhook;
     let time = |time: SystemTime| humantime::format_rfc3339_millis(time).to_string();

@@ -101,7 +101,9 @@ impl From<StoreError> for Problem {
             StoreError::Overloaded => ("too many webhooks are waiting for the disk; try again", SOON),
             StoreError::Closed => ("the server is going down; try again", SOON),
             StoreError::Full { .. } => ("the server's disk is full; its operator must make room", LATER),
-            StoreError::Failed(_) => ("the server's store failed; its log says why", LATER),
+            StoreError::Failed(_) | StoreError::Damaged { .. } => {
+                ("the server's store failed; its log says why", LATER)
+            }
         };
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).again(after)
     }

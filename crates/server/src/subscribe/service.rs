@@ -1,11 +1,9 @@
 //! The gRPC method `Subscribe`: checks the first message and starts a session. tonic's types stop here and in the
 //! session.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use gitstafette_core::event::Sequence;
 use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::{EventStore, StoreError};
@@ -18,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
@@ -41,16 +40,12 @@ pub(crate) struct SubscribeService {
     pub(crate) draining: CancellationToken,
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl Gitstafette for SubscribeService {
-    type SubscribeStream = Responses;
-
     async fn subscribe(
         &self,
         request: Request<Streaming<SubscribeRequest>>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
+    ) -> Result<Response<BoxStream<SubscribeResponse>>, Status> {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
@@ -128,7 +123,7 @@ async fn first_message(requests: &mut Streaming<SubscribeRequest>) -> Result<Sub
         Some(First::Subscription(subscription)) => {
             subscription.try_into().map_err(|error: WireError| malformed(&error))
         }
-        Some(First::Acknowledgements(_)) | None => Err(Status::invalid_argument(expected)),
+        Some(_) | None => Err(Status::invalid_argument(expected)),
     }
 }
 
@@ -142,7 +137,7 @@ pub(super) fn status(error: &StoreError) -> Status {
     match error {
         StoreError::Overloaded => Status::unavailable("the server's store is busy; reconnect"),
         StoreError::Closed => Status::unavailable("the server is going down; reconnect"),
-        StoreError::Full { .. } | StoreError::Failed(_) => {
+        StoreError::Full { .. } | StoreError::Failed(_) | StoreError::Damaged { .. } => {
             tracing::error!(%error, "the store failed a subscription");
             Status::unavailable("the server's store failed; its log says why")
         }

@@ -174,6 +174,7 @@ impl Session {
                     let message = "a stream has one subscription; open another stream for another";
                     return End::Failed(Status::invalid_argument(message));
                 }
+                Ok(Some(SubscribeRequest { request: Some(_) })) => continue,
                 Ok(Some(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
             };
             let acknowledgements = message.acknowledgements.into_iter().map(TryInto::try_into).collect();

@@ -289,8 +289,8 @@ async fn a_target_that_fails_is_tried_again_with_the_same_bytes_and_order_holds(
     assert_eq!(target.next_ids(4).await, ["delivery-1", "delivery-1", "delivery-1", "delivery-2"]);
     all_acknowledged(&*server.store).await;
     let first = gitstafette_core::event::Sequence::new(1);
-    let outcomes = server.store.outcomes(first).await.unwrap();
-    assert_eq!((outcomes[0].1.attempts, outcomes[0].1.code), (3, Some(200)));
+    let outcomes = server.store.reports(first).await.unwrap();
+    assert_eq!((outcomes[0].outcome.attempts, outcomes[0].outcome.code), (3, Some(200)));
     client.stop().await;
 }
 
@@ -304,8 +304,8 @@ async fn redirects_are_reported_and_not_followed() {
     target.next().await;
     all_acknowledged(&*server.store).await;
     assert!(target.is_quiet());
-    let outcomes = server.store.outcomes(*server.store.head().borrow()).await.unwrap();
-    assert_eq!(outcomes[0].1.code, Some(302));
+    let outcomes = server.store.reports(*server.store.head().borrow()).await.unwrap();
+    assert_eq!(outcomes[0].outcome.code, Some(302));
     client.stop().await;
 }
 

@@ -1,13 +1,11 @@
 //! The client against a server that misbehaves: every way a stream can break.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::response::IntoResponse;
-use futures_util::Stream;
-use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::event::{Address, Event, Sequence};
 use gitstafette_core::testing;
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_server::{Gitstafette, GitstafetteServer};
@@ -18,12 +16,14 @@ use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
+use tonic::codegen::BoxStream;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::support::{TestClient, TestTarget, options, soon};
 
-type Answers = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
+type Answers = BoxStream<SubscribeResponse>;
+
 type Script = dyn Fn(usize) -> Result<Answers, Status> + Send + Sync;
 
 /// Plays a script: what the n-th stream (from 0) is answered. Notes the first messages and the acknowledgements.
@@ -35,12 +35,10 @@ struct Fake {
 
 #[tonic::async_trait]
 impl Gitstafette for Fake {
-    type SubscribeStream = Answers;
-
     async fn subscribe(
         &self,
         request: Request<Streaming<SubscribeRequest>>,
-    ) -> Result<Response<Answers>, Status> {
+    ) -> Result<Response<BoxStream<SubscribeResponse>>, Status> {
         let mut requests = request.into_inner();
         let heard = self.heard.clone();
         tokio::spawn(async move {
@@ -77,7 +75,8 @@ fn started(heartbeat_millis: u64) -> Result<SubscribeResponse, Status> {
 fn event(sequence: u64) -> Result<SubscribeResponse, Status> {
     let mut webhook = testing::webhook(sequence, "octo/hello", 10);
     webhook.headers.append("x-github-delivery", format!("delivery-{sequence}"));
-    let event = Event { sequence: Sequence::new(sequence), redelivery: false, webhook };
+    let event =
+        Event { sequence: Sequence::new(sequence), redelivery: false, address: Address::default(), webhook };
     answer(Answer::Event(v1::Event::from(&event)))
 }
 
@@ -161,6 +160,7 @@ async fn the_same_sequence_of_another_store_is_another_event() {
         answer(Answer::Event(v1::Event::from(&Event {
             sequence: Sequence::new(1),
             redelivery: false,
+            address: Address::default(),
             webhook,
         })))
     };
@@ -209,6 +209,7 @@ async fn a_server_that_sends_nonsense_is_left() {
         let mut event = v1::Event::from(&Event {
             sequence: Sequence::new(1),
             redelivery: false,
+            address: Address::default(),
             webhook: testing::webhook(1, "octo/hello", 1),
         });
         event.delivery_id = "not an id".into();

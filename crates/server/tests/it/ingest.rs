@@ -404,7 +404,11 @@ async fn a_targets_answer_does_not_come_back_to_the_sender() {
     Sender::new(&server).push("delivery-1").await;
     target.next().await;
     all_acknowledged(&*server.store).await;
-    let outcomes = server.store.outcomes(*server.store.head().borrow()).await.unwrap();
-    assert_eq!((outcomes[0].1.code, outcomes[0].1.attempts), (Some(418), 1), "final, so not repeated");
+    let outcomes = server.store.reports(*server.store.head().borrow()).await.unwrap();
+    assert_eq!(
+        (outcomes[0].outcome.code, outcomes[0].outcome.attempts),
+        (Some(418), 1),
+        "final, so not repeated"
+    );
     client.stop().await;
 }

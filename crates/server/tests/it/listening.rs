@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use gitstafette_core::event::{ClientId, Sequence, Timestamp, Webhook};
+use gitstafette_core::event::{self, ClientId, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
+use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{
-    Acknowledgement, Appended, EventStore, MemoryStore, Options, Page, ReadLimit, Statistics, StoreError,
-    StoreId,
+    Acknowledgement, Appended, EventStore, Listed, Listing, MemoryStore, Options, Page, ReadLimit, Report,
+    Statistics, StoreError, StoreId, WatchlistChange,
 };
 use gitstafette_core::subscription::Progress;
-use gitstafette_core::target::Outcome;
 use gitstafette_core::testing::Format;
 use gitstafette_server::app::RunError;
 use gitstafette_server::config::Config;
@@ -101,8 +101,40 @@ impl EventStore for Gated {
         self.inner.acknowledge(client, acknowledgements, cursor).await
     }
 
-    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError> {
-        self.inner.outcomes(sequence).await
+    async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {
+        self.inner.reports(sequence).await
+    }
+
+    async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
+        self.inner.list(listing).await
+    }
+
+    async fn redeliver(
+        &self,
+        sequence: Sequence,
+        address: event::Address,
+    ) -> Result<Option<Sequence>, StoreError> {
+        self.inner.redeliver(sequence, address).await
+    }
+
+    async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
+        self.inner.cursors().await
+    }
+
+    async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {
+        self.inner.watchlist_changes().await
+    }
+
+    async fn change_watchlist(
+        &self,
+        pattern: &RepositoryPattern,
+        change: Option<WatchlistChange>,
+    ) -> Result<(), StoreError> {
+        self.inner.change_watchlist(pattern, change).await
+    }
+
+    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page> {
+        self.inner.read_cached(after, filter, limit)
     }
 
     fn id(&self) -> StoreId {

@@ -102,7 +102,7 @@ impl Raw {
         loop {
             match self.next().await.unwrap() {
                 Response::GoAway(go_away) => return go_away.reason(),
-                Response::Started(_) | Response::Receipt(_) | Response::Event(_) => {}
+                Response::Started(_) | Response::Receipt(_) | Response::Event(_) | Response::Missed(_) => {}
                 Response::Heartbeat(_) => unreachable!("next passes over them"),
             }
         }
@@ -207,7 +207,7 @@ async fn what_is_acknowledged_before_it_is_sent_again_is_not_sent_again() {
         assert_eq!(receipt.sequences, [sequence]);
     }
     assert_eq!(second.event().await, 3);
-    assert_eq!(server.store.outcomes(Sequence::new(2)).await.unwrap().len(), 1);
+    assert_eq!(server.store.reports(Sequence::new(2)).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -53,15 +53,15 @@ pub(super) async fn forgets_all_about_a_removed_event(store: &impl EventStore) {
         .expect("the acknowledgement");
     let second = append(store, 1).await.sequence();
     until_holds(store, 1).await;
-    assert_eq!(store.outcomes(first).await.expect("the outcomes"), []);
+    assert_eq!(store.reports(first).await.expect("the reports"), []);
     let progress = store.progress(&name).await.expect("the progress").expect("a cursor");
     assert!(progress.ahead.is_empty(), "it can never be sent again");
 
     // Its acknowledgement comes late, together with one that counts.
     let late = vec![acknowledgement(first), acknowledgement(second)];
     store.acknowledge(&name, late, Sequence::ZERO).await.expect("no error");
-    assert_eq!(store.outcomes(first).await.expect("the outcomes"), []);
-    assert_eq!(store.outcomes(second).await.expect("the outcomes").len(), 1);
+    assert_eq!(store.reports(first).await.expect("the reports"), []);
+    assert_eq!(store.reports(second).await.expect("the reports").len(), 1);
     let progress = store.progress(&name).await.expect("the progress").expect("a cursor");
     assert_eq!(progress.ahead, [second].into());
 
@@ -100,6 +100,6 @@ pub(super) async fn closes(store: &impl EventStore) {
     closed(store.progress(&name).await.map(drop));
     closed(store.seek(&name, sequence).await);
     closed(store.acknowledge(&name, Vec::new(), sequence).await);
-    closed(store.outcomes(sequence).await.map(drop));
+    closed(store.reports(sequence).await.map(drop));
     closed(store.statistics().await.map(drop));
 }

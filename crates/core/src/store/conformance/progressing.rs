@@ -1,6 +1,6 @@
 //! Cursors, acknowledgements, outcomes.
 
-use super::{acknowledgement, client, fill, outcome};
+use super::{acknowledgement, client, fill, outcome, report};
 use crate::event::Sequence;
 use crate::store::{Acknowledgement, EventStore};
 use crate::subscription::Progress;
@@ -78,15 +78,11 @@ pub(super) async fn keeps_outcomes_by_client_and_target(store: &impl EventStore)
     let reported = vec![Acknowledgement { sequence: all[0], outcomes: vec![filtered.clone()] }];
     store.acknowledge(&client("a"), reported, all[0]).await.expect("the acknowledgement");
     assert_eq!(
-        store.outcomes(all[0]).await.expect("the outcomes"),
-        [(client("a"), filtered), (client("b"), failed), (client("b"), delivered)]
+        store.reports(all[0]).await.expect("the reports"),
+        [report("a", filtered), report("b", failed), report("b", delivered)]
     );
-    assert_eq!(store.outcomes(all[1]).await.expect("the outcomes"), []);
-    assert_eq!(
-        store.outcomes(all[1].next()).await.expect("the outcomes"),
-        [],
-        "of an event that is not there"
-    );
+    assert_eq!(store.reports(all[1]).await.expect("the reports"), []);
+    assert_eq!(store.reports(all[1].next()).await.expect("the reports"), [], "of an event that is not there");
 }
 
 pub(super) async fn a_second_report_replaces_the_first(store: &impl EventStore) {
@@ -99,5 +95,5 @@ pub(super) async fn a_second_report_replaces_the_first(store: &impl EventStore) 
         let reported = vec![Acknowledgement { sequence: all[0], outcomes: vec![outcome] }];
         store.acknowledge(&client("a"), reported, all[0]).await.expect("the acknowledgement");
     }
-    assert_eq!(store.outcomes(all[0]).await.expect("the outcomes"), [(client("a"), second)]);
+    assert_eq!(store.reports(all[0]).await.expect("the reports"), [report("a", second)]);
 }

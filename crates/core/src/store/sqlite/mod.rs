@@ -65,13 +65,13 @@ use self::reader::Readers;
 use self::writer::Writer;
 use super::tail::{Bounds, Tail};
 use super::{
-    Acknowledgement, Appended, EventStore, OpenError, Options, Page, ReadLimit, Statistics, StoreError,
-    StoreId,
+    Acknowledgement, Appended, EventStore, Listed, Listing, OpenError, Options, Page, ReadLimit, Report,
+    Statistics, StoreError, StoreId, WatchlistChange,
 };
-use crate::event::{ClientId, Sequence, Timestamp, Webhook};
+use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
+use crate::repository::RepositoryPattern;
 use crate::subscription::Progress;
-use crate::target::Outcome;
 
 /// What the tail holds: seconds of a busy server, for followers that keep up.
 const TAIL: Bounds = Bounds { count: 4096, bytes: 4 << 20 };
@@ -120,7 +120,7 @@ impl SqliteStore {
 
         let shared = Arc::new(Shared {
             database: database.clone(),
-            tail: RwLock::new(Tail::new(statistics.head, TAIL)),
+            tail: RwLock::new(Tail::new(statistics.head, statistics.removed_to(), TAIL)),
             statistics: Mutex::new(statistics),
         });
         let (head_sender, head) = watch::channel(statistics.head);
@@ -187,15 +187,16 @@ impl EventStore for SqliteStore {
 
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError> {
         self.check_open()?;
-        let head = {
-            let tail = self.shared.tail.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(page) = tail.read(after, filter, limit) {
-                return Ok(page);
-            }
-            tail.head()
-        };
+        if let Some(page) = self.read_cached(after, filter, limit) {
+            return Ok(page);
+        }
+        let head = self.shared.tail.read().unwrap_or_else(PoisonError::into_inner).head();
         let filter = filter.clone();
         self.readers.run(move |connection| reader::page(connection, after, head, &filter, limit)).await
+    }
+
+    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page> {
+        self.shared.tail.read().unwrap_or_else(PoisonError::into_inner).read(after, filter, limit)
     }
 
     fn head(&self) -> watch::Receiver<Sequence> {
@@ -229,9 +230,33 @@ impl EventStore for SqliteStore {
         self.write(|answer| Task::Acknowledge { client, acknowledgements, cursor, answer }).await
     }
 
-    async fn outcomes(&self, sequence: Sequence) -> Result<Vec<(ClientId, Outcome)>, StoreError> {
+    async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {
         self.check_open()?;
-        self.readers.run(move |connection| reader::outcomes(connection, sequence)).await
+        self.readers.run(move |connection| reader::reports(connection, sequence)).await
+    }
+
+    async fn list(&self, _: &Listing) -> Result<Listed, StoreError> {
+        Err(StoreError::Closed)
+    }
+
+    async fn redeliver(&self, _: Sequence, _: Address) -> Result<Option<Sequence>, StoreError> {
+        Err(StoreError::Closed)
+    }
+
+    async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
+        Err(StoreError::Closed)
+    }
+
+    async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn change_watchlist(
+        &self,
+        _: &RepositoryPattern,
+        _: Option<WatchlistChange>,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::Closed)
     }
 
     fn id(&self) -> StoreId {

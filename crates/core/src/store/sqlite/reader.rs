@@ -8,12 +8,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::Semaphore;
 
 use super::{codec, failure, schema};
-use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::store::tail::{Gather, Look};
-use crate::store::{Page, ReadLimit, StoreError};
+use crate::store::{Page, ReadLimit, Report, StoreError};
 use crate::subscription::Progress;
-use crate::target::Outcome;
 
 /// How many reads run at once: a second one lets a short read pass a long one; more would wait for the same disk.
 const CONNECTIONS: usize = 2;
@@ -97,7 +96,9 @@ pub(super) fn page(
         codec::FACTS
     ))?;
     let mut rows = scan.query(params![codec::signed(after.get()), codec::signed(head.get())])?;
-    let mut gather = Gather::new(after, limit);
+    let removed_to = schema::first(&transaction)?;
+    let removed_to = if removed_to == Sequence::ZERO { head } else { removed_to.previous() };
+    let mut gather = Gather::new(after, removed_to, limit);
     while let Some(row) = rows.next()? {
         let sequence = codec::sequence(row, 0)?;
         let facts = codec::facts(row)?;
@@ -107,7 +108,8 @@ pub(super) fn page(
             Look::Take => {
                 let (headers, body) = payload(&transaction, sequence)?;
                 let webhook = Webhook { facts, headers, body };
-                gather.take(Arc::new(Event { sequence, redelivery: row.get(2)?, webhook }));
+                let address = Address::default();
+                gather.take(Arc::new(Event { sequence, redelivery: row.get(2)?, address, webhook }));
             }
         }
     }
@@ -154,14 +156,15 @@ pub(super) fn progress(connection: &Connection, client: &ClientId) -> rusqlite::
     Ok(Some(Progress { cursor, ahead }))
 }
 
-/// All outcomes of one event.
-pub(super) fn outcomes(
-    connection: &Connection,
-    sequence: Sequence,
-) -> rusqlite::Result<Vec<(ClientId, Outcome)>> {
+/// All that was reported of one event.
+pub(super) fn reports(connection: &Connection, sequence: Sequence) -> rusqlite::Result<Vec<Report>> {
     let mut select = connection.prepare_cached(&format!(
         "SELECT {} FROM outcomes WHERE sequence = ?1 ORDER BY client, target",
         codec::OUTCOME
     ))?;
-    select.query_map([codec::signed(sequence.get())], codec::outcome)?.collect()
+    let reports = select.query_map([codec::signed(sequence.get())], |row| {
+        let (client, outcome) = codec::outcome(row)?;
+        Ok(Report { client, outcome, redelivered_as: None })
+    })?;
+    reports.collect()
 }

@@ -144,6 +144,9 @@ pub(super) fn statistics(connection: &Connection) -> rusqlite::Result<Statistics
         bytes: bytes.unsigned_abs(),
         first: first(connection)?,
         head: sequence(head),
+        removed: 0,
+        disk_bytes: 0,
+        writable: true,
     })
 }
 

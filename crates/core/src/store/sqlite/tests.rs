@@ -153,7 +153,14 @@ async fn everything_survives_reopening() {
     assert_ne!(store.id(), open(&TempDir::new().unwrap()).id());
     assert_eq!(*store.head().borrow(), Sequence::new(5));
     assert_eq!(store.progress(&client()).await.unwrap(), Some(Progress { cursor, ahead: [ahead].into() }));
-    assert_eq!(store.outcomes(ahead).await.unwrap(), [(client(), acknowledgement(ahead).outcomes.remove(0))]);
+    assert_eq!(
+        store.reports(ahead).await.unwrap(),
+        [Report {
+            client: client(),
+            outcome: acknowledgement(ahead).outcomes.remove(0),
+            redelivered_as: None
+        }]
+    );
     assert_eq!(append(&store, 0).await.unwrap(), Appended::Repeat { sequence: Sequence::new(1) });
     let redelivered = Appended::Stored { sequence: Sequence::new(6), redelivery: true };
     assert_eq!(append(&store, 1).await.unwrap(), redelivered);

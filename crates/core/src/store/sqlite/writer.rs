@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::queue::{Answer, Request, Task};
 use super::retention::{self, Clock, Upkeep};
 use super::{Shared, codec, failure};
-use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::store::{Acknowledgement, Appended, Options, Redelivery, Statistics, beyond};
 
 /// How many requests go into one transaction: more would not make a sync cheaper, only the first wait longer.
@@ -181,7 +181,8 @@ impl Writer {
                 match (task, done) {
                     (Task::Append { webhook, answer }, Done::Appended(appended)) => {
                         if let Appended::Stored { sequence, redelivery } = appended {
-                            tail.push(Arc::new(Event { sequence, redelivery, webhook: *webhook }));
+                            let address = Address::default();
+                            tail.push(Arc::new(Event { sequence, redelivery, address, webhook: *webhook }));
                         }
                         answers.push((Reply::Appended(answer, appended), weight));
                     }
