@@ -23,11 +23,15 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
+use crate::admin::{self, Admin};
 use crate::auth::ClientAuth;
-use crate::info::{InfoService, repositories};
+use crate::info::InfoService;
 use crate::ingest::{self, Ingest, IngestLimits};
 use crate::listen::{Address, BindError, Ending, Listener, Security, Timeouts};
-use crate::subscribe::{Registry, StreamOptions, SubscribeService};
+use crate::metrics::Metrics;
+use crate::service::Service;
+use crate::subscribe::{Registry, StreamOptions, Subscriptions, Traffic};
+use crate::watchlist::LiveWatchlist;
 
 /// The services whose health is told, beside the empty name, which is the whole server.
 const SERVICES: [&str; 3] = ["", "gitstafette.v1.Gitstafette", "info.Info"];
@@ -42,6 +46,9 @@ pub struct ServerOptions {
     pub name: String,
     /// Where it listens.
     pub listeners: Listeners,
+    /// Where operators are served as JSON over HTTP, in plain text; `None`: only over gRPC. Beyond loopback it should
+    /// not be without tokens.
+    pub admin: Option<Address>,
     /// TLS; `None` leaves it to a proxy in front.
     pub tls: Option<ServerTls>,
     /// What is accepted.
@@ -121,6 +128,14 @@ pub struct Addresses {
     pub grpc: SocketAddr,
     /// gRPC health alone, if it has a port of its own.
     pub health: Option<SocketAddr>,
+    /// The admin interface, if it is served.
+    pub admin: Option<SocketAddr>,
+}
+
+impl Addresses {
+    fn new(http: SocketAddr, grpc: SocketAddr) -> Self {
+        Self { http, grpc, health: None, admin: None }
+    }
 }
 
 /// A bound server that does not serve yet.
@@ -150,20 +165,11 @@ impl Server {
     /// Binds the listeners. The store is closed when [`run`](Self::run) ends.
     ///
     /// # Errors
-    /// [`BindError`] names the address.
+    /// [`BindError`] names the address, or says why the store cannot be read.
     pub async fn bind(options: ServerOptions, store: Arc<dyn EventStore>) -> Result<Self, BindError> {
-        let (tasks, ending) = (TaskTracker::new(), Ending::default());
-        let ingest = Ingest::new(
-            Arc::clone(&store),
-            options.watchlist.clone(),
-            options.signature.clone(),
-            options.clients.clone(),
-            options.limits,
-            (tasks.clone(), ending.stop.clone()),
-        );
-        let http_router = ingest::router(Arc::new(ingest));
         let (health, health_service) = tonic_health::server::health_reporter();
-        let services = Services { options: &options, store: &store, tasks: &tasks, draining: &ending.stop };
+        let shared = Shared::new(&options, store).await?;
+        let http_router = ingest::router(Arc::new(shared.ingest(&options)));
         let connections = Arc::new(Semaphore::new(options.max_connections));
         let listener = |tcp, security, router: Router| Listener {
             tcp,
@@ -176,20 +182,19 @@ impl Server {
             Listeners::Shared { address, health } => {
                 let tcp = bind(address, "webhooks and gRPC").await?;
                 let at = local(&tcp, address)?;
-                let router = http_router.merge(services.router(at, &health_service));
-                let shared = listener(tcp, grpc_security(&options), router);
-                (vec![shared], Addresses { http: at, grpc: at, health: None }, health)
+                let router = http_router.merge(shared.grpc(&options, at, &health_service));
+                (vec![listener(tcp, grpc_security(&options), router)], Addresses::new(at, at), health)
             }
             Listeners::Separate { http, grpc, health } => {
                 let http_tcp = bind(http, "webhooks").await?;
                 let grpc_tcp = bind(grpc, "gRPC").await?;
                 let (http_at, grpc_at) = (local(&http_tcp, http)?, local(&grpc_tcp, grpc)?);
-                let grpc_router = services.router(grpc_at, &health_service);
+                let grpc_router = shared.grpc(&options, grpc_at, &health_service);
                 let both = vec![
                     listener(http_tcp, http_security(&options), http_router),
                     listener(grpc_tcp, grpc_security(&options), grpc_router),
                 ];
-                (both, Addresses { http: http_at, grpc: grpc_at, health: None }, health)
+                (both, Addresses::new(http_at, grpc_at), health)
             }
         };
         if let Some(address) = apart {
@@ -198,8 +203,14 @@ impl Server {
             let router = Routes::new(health_service).into_axum_router();
             listeners.push(listener(tcp, Security::Plain, router));
         }
-        let drain_timeout = options.drain_timeout;
-        Ok(Self { listeners, addresses, store, health, tasks, ending, drain_timeout })
+        if let Some(address) = options.admin {
+            let tcp = bind(address, "the admin interface").await?;
+            addresses.admin = Some(local(&tcp, address)?);
+            let router = admin::router(Arc::clone(&shared.admin), options.clients.clone());
+            listeners.push(listener(tcp, Security::Plain, router));
+        }
+        let Shared { store, tasks, ending, .. } = shared;
+        Ok(Self { listeners, addresses, store, health, tasks, ending, drain_timeout: options.drain_timeout })
     }
 
     /// Where it is bound.
@@ -290,17 +301,47 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// What the gRPC services share.
-struct Services<'a> {
-    options: &'a ServerOptions,
-    store: &'a Arc<dyn EventStore>,
-    tasks: &'a TaskTracker,
-    draining: &'a CancellationToken,
+/// What the listeners share.
+struct Shared {
+    store: Arc<dyn EventStore>,
+    watchlist: Arc<LiveWatchlist>,
+    metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
+    admin: Arc<Admin>,
+    tasks: TaskTracker,
+    ending: Ending,
 }
 
-impl Services<'_> {
+impl Shared {
+    async fn new(options: &ServerOptions, store: Arc<dyn EventStore>) -> Result<Self, BindError> {
+        let (tasks, ending) = (TaskTracker::new(), Ending::default());
+        let watchlist = LiveWatchlist::load(options.watchlist.clone(), Arc::clone(&store)).await?;
+        let (watchlist, metrics, registry) =
+            (Arc::new(watchlist), Metrics::new(), Arc::<Registry>::default());
+        let admin = Arc::new(Admin {
+            store: Arc::clone(&store),
+            registry: Arc::clone(&registry),
+            watchlist: Arc::clone(&watchlist),
+            metrics: Arc::clone(&metrics),
+            draining: ending.stop.clone(),
+        });
+        Ok(Self { store, watchlist, metrics, registry, admin, tasks, ending })
+    }
+
+    fn ingest(&self, options: &ServerOptions) -> Ingest {
+        Ingest::new(
+            Arc::clone(&self.store),
+            Arc::clone(&self.watchlist),
+            options.signature.clone(),
+            options.clients.clone(),
+            Arc::clone(&self.metrics),
+            options.limits,
+            (self.tasks.clone(), self.ending.stop.clone()),
+        )
+    }
+
     /// All gRPC services. Health is for everybody; the others are for authenticated clients.
-    fn router<H>(&self, at: SocketAddr, health: &H) -> Router
+    fn grpc<H>(&self, options: &ServerOptions, at: SocketAddr, health: &H) -> Router
     where
         H: tower::Service<http::Request<tonic::body::Body>, Error = std::convert::Infallible>
             + tonic::server::NamedService
@@ -311,47 +352,55 @@ impl Services<'_> {
         H::Response: axum::response::IntoResponse,
         H::Future: Send + 'static,
     {
-        let auth = &self.options.clients;
-        let subscribe = GitstafetteServer::new(self.subscribe())
+        let auth = &options.clients;
+        let service = Service {
+            subscriptions: self.subscriptions(options),
+            admin: Arc::clone(&self.admin),
+            auth: auth.clone(),
+        };
+        let service = GitstafetteServer::new(service)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let info = InfoServer::new(self.info(at));
+        let info = InfoServer::new(self.info(options, at));
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .expect("the descriptors were made by the build");
         Routes::new(health.clone())
-            .add_service(InterceptedService::new(subscribe, auth.clone()))
+            .add_service(InterceptedService::new(service, auth.clone()))
             .add_service(InterceptedService::new(info, auth.clone()))
             .add_service(InterceptedService::new(reflection, auth.clone()))
             .into_axum_router()
     }
 
-    fn subscribe(&self) -> SubscribeService {
-        SubscribeService {
-            server_name: self.options.name.clone(),
-            store: Arc::clone(self.store),
-            watchlist: self.options.watchlist.clone(),
-            options: self.options.streams,
-            registry: Arc::new(Registry::default()),
+    fn subscriptions(&self, options: &ServerOptions) -> Subscriptions {
+        Subscriptions {
+            server_name: options.name.clone(),
+            store: Arc::clone(&self.store),
+            watchlist: Arc::clone(&self.watchlist),
+            options: options.streams,
+            registry: Arc::clone(&self.registry),
+            traffic: Arc::new(Traffic::new(options.streams.outgoing_bytes)),
+            metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
-            draining: self.draining.clone(),
+            draining: self.ending.stop.clone(),
         }
     }
 
-    fn info(&self, at: SocketAddr) -> InfoService {
-        let protocol = if self.options.tls.is_some() { "grpcs" } else { "grpc" };
+    fn info(&self, options: &ServerOptions, at: SocketAddr) -> InfoService {
+        let protocol = if options.tls.is_some() { "grpcs" } else { "grpc" };
         InfoService {
-            name: self.options.name.clone(),
+            name: options.name.clone(),
             server: ServerInfo {
                 hostname: gethostname::gethostname().to_string_lossy().into_owned(),
                 ip: at.ip().to_string(),
                 port: at.port().to_string(),
                 protocol: protocol.to_owned(),
-                repositories: Some(repositories(&self.options.watchlist)),
+                repositories: None,
             },
-            draining: self.draining.clone(),
+            watchlist: Arc::clone(&self.watchlist),
+            draining: self.ending.stop.clone(),
         }
     }
 }

@@ -1,11 +1,21 @@
 //! Who may subscribe and read: bearer tokens and client certificates.
 
+use std::net::SocketAddr;
+
 use gitstafette_core::secret::Secret;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-/// Whether the peer of a connection showed a certificate that the CA signed. Put into every request's extensions by
-/// the listener.
+/// Who is at the other end of a connection. Put into every request's extensions by the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Where it comes from: a client, or the proxy before it.
+    pub(crate) address: SocketAddr,
+    /// Whether it showed a certificate.
+    pub(crate) certificate: PeerCertificate,
+}
+
+/// Whether the peer of a connection showed a certificate that the CA signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PeerCertificate {
     /// It did.
@@ -21,6 +31,9 @@ pub struct ClientAuth {
     pub tokens: Vec<Secret>,
     /// A certificate that the CA signed.
     pub certificate: bool,
+    /// Tokens of operators, who may do all that clients may, and see and redeliver everything and change the watchlist.
+    /// Without any, clients are operators.
+    pub operator_tokens: Vec<Secret>,
 }
 
 impl ClientAuth {
@@ -41,14 +54,30 @@ impl ClientAuth {
         if self.tokens.is_empty() { Ok(()) } else { self.check_token(authorization) }
     }
 
-    /// Whether the caller showed one of the tokens.
+    /// Whether the caller showed one of the tokens, a client's or an operator's.
     pub(crate) fn check_token(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
         let given = authorization.and_then(bearer).ok_or(AuthError::Missing)?;
-        let mut matched = false;
-        for token in &self.tokens {
-            matched |= token.matches(given);
+        let (client, operator) = (is_among(&self.tokens, given), is_among(&self.operator_tokens, given));
+        if client | operator { Ok(()) } else { Err(AuthError::Wrong) }
+    }
+
+    /// Whether the caller is an operator.
+    pub(crate) fn check_operator(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
+        if !self.has_operator_tokens() {
+            return Ok(());
         }
-        if matched { Ok(()) } else { Err(AuthError::Wrong) }
+        self.check_token(authorization)?;
+        let given = authorization.and_then(bearer).unwrap_or_default();
+        if self.operator_tokens.is_empty() || is_among(&self.operator_tokens, given) {
+            Ok(())
+        } else {
+            Err(AuthError::NotOperator)
+        }
+    }
+
+    /// Whether an operator must show a token.
+    pub(crate) fn has_operator_tokens(&self) -> bool {
+        !(self.tokens.is_empty() && self.operator_tokens.is_empty())
     }
 }
 
@@ -59,8 +88,24 @@ pub(crate) enum AuthError {
     Missing,
     #[error("the bearer token is wrong; set the client's token to one of the server's")]
     Wrong,
+    #[error("the token is a client's; this takes one of the server's --admin-token-file")]
+    NotOperator,
     #[error("no client certificate; connect with TLS and a certificate that the server's CA signed")]
     Certificate,
+}
+
+impl From<AuthError> for Status {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::NotOperator => Self::permission_denied(error.to_string()),
+            _ => Self::unauthenticated(error.to_string()),
+        }
+    }
+}
+
+/// Every token is compared, in constant time.
+fn is_among(tokens: &[Secret], given: &[u8]) -> bool {
+    tokens.iter().fold(false, |matched, token| matched | token.matches(given))
 }
 
 /// The token in `Bearer <token>` (RFC 6750 §2.1); the scheme's name has no case (RFC 9110 §11.1).
@@ -72,11 +117,13 @@ fn bearer(authorization: &[u8]) -> Option<&[u8]> {
 impl Interceptor for ClientAuth {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
-        match self.check(authorization, request.extensions().get().copied()) {
+        let peer: Option<&Peer> = request.extensions().get();
+        match self.check(authorization, peer.map(|peer| peer.certificate)) {
             Ok(()) => Ok(request),
             Err(error) => {
-                tracing::warn!(reason = %error, "a client was refused");
-                Err(Status::unauthenticated(error.to_string()))
+                let address = peer.map(|peer| tracing::field::display(peer.address));
+                tracing::warn!(client.address = address, reason = %error, "a client was refused");
+                Err(error.into())
             }
         }
     }
@@ -88,7 +135,8 @@ mod tests {
 
     #[test]
     fn tokens() {
-        let auth = ClientAuth { tokens: vec![Secret::new("old"), Secret::new("new")], certificate: false };
+        let auth =
+            ClientAuth { tokens: vec![Secret::new("old"), Secret::new("new")], ..ClientAuth::default() };
         let check = |header: &str| auth.check(Some(header.as_bytes()), None);
         assert_eq!(check("Bearer old"), Ok(()));
         assert_eq!(check("bearer new"), Ok(()));
@@ -101,8 +149,30 @@ mod tests {
     }
 
     #[test]
+    fn operators_are_clients_and_not_the_other_way_round() {
+        let tokens = |text: &str| vec![Secret::new(text)];
+        let apart = ClientAuth {
+            tokens: tokens("client"),
+            operator_tokens: tokens("operator"),
+            ..ClientAuth::default()
+        };
+        assert_eq!(apart.check(Some(b"Bearer operator"), None), Ok(()));
+        assert_eq!(apart.check_operator(Some(b"Bearer operator")), Ok(()));
+        assert_eq!(apart.check_operator(Some(b"Bearer client")), Err(AuthError::NotOperator));
+        assert_eq!(apart.check_operator(Some(b"Bearer other")), Err(AuthError::Wrong));
+        assert_eq!(apart.check_operator(None), Err(AuthError::Missing));
+        let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
+        assert_eq!(alike.check_operator(Some(b"Bearer client")), Ok(()));
+        let anonymous = ClientAuth { operator_tokens: tokens("operator"), ..ClientAuth::default() };
+        assert_eq!(anonymous.check(None, None), Ok(()), "clients need none");
+        assert_eq!(anonymous.check_operator(None), Err(AuthError::Missing));
+        assert_eq!(ClientAuth::default().check_operator(None), Ok(()));
+    }
+
+    #[test]
     fn certificates_come_on_top() {
-        let auth = ClientAuth { tokens: vec![Secret::new("token")], certificate: true };
+        let auth =
+            ClientAuth { tokens: vec![Secret::new("token")], certificate: true, operator_tokens: Vec::new() };
         assert_eq!(auth.check(Some(b"Bearer token"), None), Err(AuthError::Certificate));
         assert_eq!(
             auth.check(Some(b"Bearer token"), Some(PeerCertificate::None)),

@@ -47,6 +47,12 @@ pub struct Flags {
     /// A file that holds a token for clients; repeatable
     #[arg(long, value_name = "FILE", help_heading = "Who may subscribe")]
     pub client_token_file: Vec<String>,
+    /// A token for operators; better in GITSTAFETTE_ADMIN_TOKEN or a file; repeatable
+    #[arg(long, value_name = "TOKEN", help_heading = "Who may subscribe")]
+    pub admin_token: Vec<String>,
+    /// A file that holds a token for operators; repeatable [default: client tokens do]
+    #[arg(long, value_name = "FILE", help_heading = "Who may subscribe")]
+    pub admin_token_file: Vec<String>,
     /// Serve clients that show neither token nor certificate, also beyond loopback
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Who may subscribe")]
     pub allow_anonymous: Option<String>,
@@ -63,6 +69,12 @@ pub struct Flags {
     /// gRPC health alone, in plain text; 0: not apart [default: 50052]
     #[arg(long, alias = "grpcHealthPort", value_name = "PORT", help_heading = "Where it listens")]
     pub grpc_health_port: Option<String>,
+    /// The admin interface and GET /metrics [default: not served]
+    #[arg(long, value_name = "PORT", help_heading = "Where it listens")]
+    pub admin_port: Option<String>,
+    /// The address of the admin interface [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Where it listens")]
+    pub admin_bind: Option<String>,
 
     /// The webhook port with a certificate: detect or required [default: detect]
     #[arg(long, value_name = "WHAT", help_heading = "TLS")]
@@ -87,6 +99,9 @@ pub struct Flags {
     /// All webhooks that are being received at once [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub inflight_limit: Option<String>,
+    /// All large webhooks that are on their way to clients at once [default: 32MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub outgoing_limit: Option<String>,
     /// How long a webhook's body may take to arrive [default: 30s]
     #[arg(long, value_name = "DURATION", help_heading = "Limits")]
     pub request_timeout: Option<String>,

@@ -78,15 +78,18 @@ impl Config {
             secrets.clone_from(&clients_tokens);
         }
         let (tls, certificate) = tls(settings);
-        let clients = ClientAuth { tokens: clients_tokens, certificate };
+        let operator_tokens = settings.secrets("admin-token");
+        let clients = ClientAuth { tokens: clients_tokens, certificate, operator_tokens };
         let signature = Some(secrets).filter(|secrets| !secrets.is_empty()).map(GitHubSignature::new);
         let (listeners, open) = listeners(settings, signature.is_some(), clients.is_required());
+        let admin = admin(settings, &clients);
         let mut remarks = remarks(&watchlist, signature.is_some(), clients.is_required(), open);
         remarks.extend(settings.unknown_variables());
         let config = Self {
             server: ServerOptions {
                 name: settings.optional("name").unwrap_or_else(machine),
                 listeners,
+                admin,
                 tls,
                 watchlist,
                 signature,
@@ -168,6 +171,19 @@ fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (L
     (Listeners::Separate { http: at(port), grpc: at(grpc_port), health }, open)
 }
 
+/// The listener for operators, if it is wanted.
+fn admin(settings: &mut Settings, clients: &ClientAuth) -> Option<Address> {
+    let ip: IpAddr = settings.value("admin-bind", Ipv4Addr::LOCALHOST.into());
+    let port = settings.optional("admin-port")?;
+    if !ip.is_loopback() && !clients.has_operator_tokens() {
+        settings.problem(
+            "admin-bind",
+            "is beyond loopback, and operators are not authenticated; set --admin-token-file or --client-token-file",
+        );
+    }
+    Some(Address { ip: Some(ip), port })
+}
+
 fn limits(settings: &mut Settings) -> IngestLimits {
     let limits = IngestLimits {
         body_bytes: settings.positive_bytes("body-limit"),
@@ -197,6 +213,7 @@ fn streams(settings: &mut Settings) -> StreamOptions {
             events: count(settings, "max-unacknowledged-events"),
             bytes: settings.positive_bytes("max-unacknowledged-bytes"),
         },
+        outgoing_bytes: settings.positive_bytes("outgoing-limit"),
     }
 }
 

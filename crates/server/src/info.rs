@@ -1,5 +1,7 @@
 //! `info.Info`: what this instance is.
 
+use std::sync::Arc;
+
 use gitstafette_core::repository::Watchlist;
 use gitstafette_proto::info::info_server::Info;
 use gitstafette_proto::info::{GetInfoRequest, GetInfoResponse, InstanceType, ServerInfo};
@@ -7,16 +9,19 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
+use crate::watchlist::LiveWatchlist;
+
 /// Answers what this instance is.
 #[derive(Debug)]
 pub(crate) struct InfoService {
     pub(crate) name: String,
     pub(crate) server: ServerInfo,
+    pub(crate) watchlist: Arc<LiveWatchlist>,
     pub(crate) draining: CancellationToken,
 }
 
 /// The watchlist as `ServerInfo` has it: separated by commas.
-pub(crate) fn repositories(watchlist: &Watchlist) -> String {
+fn repositories(watchlist: &Watchlist) -> String {
     watchlist.patterns().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
@@ -30,7 +35,10 @@ impl Info for InfoService {
             instance_type: InstanceType::Server.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             name: self.name.clone(),
-            server: Some(self.server.clone()),
+            server: Some(ServerInfo {
+                repositories: Some(repositories(&self.watchlist.current())),
+                ..self.server.clone()
+            }),
             relay: None,
         }))
     }

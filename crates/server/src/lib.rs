@@ -18,8 +18,10 @@
 //! # }
 //! ```
 //!
-//! Read on in the order a webhook travels: `listen`, `ingest`, `subscribe`; [`app`] puts them together.
+//! Read on in the order a webhook travels: `listen`, `ingest`, `subscribe`; then `admin`, which looks on. [`app`] puts
+//! them together.
 
+mod admin;
 pub mod app;
 mod auth;
 pub mod cli;
@@ -27,8 +29,11 @@ pub mod config;
 mod info;
 mod ingest;
 mod listen;
+mod metrics;
+mod service;
 mod subscribe;
 mod tls;
+mod watchlist;
 
 pub use app::{Addresses, Listeners, PlainWebhooks, RunError, Server, ServerOptions, ServerTls};
 pub use auth::ClientAuth;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use gitstafette_client::tls::TlsError;
+use gitstafette_core::store::StoreError;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 use tracing::{debug, info, warn};
 
-use crate::auth::PeerCertificate;
+use crate::auth::{Peer, PeerCertificate};
 use activity::{Activity, Patience, Watched};
 
 /// From the first byte of a connection to the end of its first request's header, and between two requests of one
@@ -196,7 +197,7 @@ struct Connection {
 impl Connection {
     /// Serves it and logs an early end. Those who take a place and ask nothing are of interest to the operator.
     async fn run(&self, stream: TcpStream, peer: SocketAddr) {
-        let served = self.ending.cut.run_until_cancelled(self.serve(stream)).await;
+        let served = self.ending.cut.run_until_cancelled(self.serve(stream, peer)).await;
         let Err(error) = served.unwrap_or(Err(ConnectionError::Cut)) else { return };
         if self.activity.has_begun() {
             debug!(client.address = %peer, %error, "a connection ended early");
@@ -206,7 +207,7 @@ impl Connection {
     }
 
     /// The handshake runs here, not in the accept loop: a silent peer stops only itself.
-    async fn serve(&self, stream: TcpStream) -> Result<(), ConnectionError> {
+    async fn serve(&self, stream: TcpStream, address: SocketAddr) -> Result<(), ConnectionError> {
         stream.set_nodelay(true)?;
         let tls = match &self.security {
             Security::Plain => None,
@@ -214,7 +215,7 @@ impl Connection {
             Security::Either(config) => self.in_time(is_tls(&stream)).await??.then_some(config),
         };
         let Some(config) = tls else {
-            return self.http(stream, PeerCertificate::None).await;
+            return self.http(stream, Peer { address, certificate: PeerCertificate::None }).await;
         };
         let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
         let stream = self.in_time(handshake).await?.map_err(ConnectionError::Handshake)?;
@@ -222,7 +223,7 @@ impl Connection {
             Some([_, ..]) => PeerCertificate::Verified,
             _ => PeerCertificate::None,
         };
-        self.http(stream, certificate).await
+        self.http(stream, Peer { address, certificate }).await
     }
 
     async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, ConnectionError> {
@@ -233,9 +234,9 @@ impl Connection {
     async fn http(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        certificate: PeerCertificate,
+        peer: Peer,
     ) -> Result<(), ConnectionError> {
-        let service = service_fn(|request| self.call(request, certificate));
+        let service = service_fn(|request| self.call(request, peer));
         let builder = self.builder();
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let Timeouts { header, idle } = self.timeouts;
@@ -259,12 +260,12 @@ impl Connection {
     fn call(
         &self,
         request: Request<Incoming>,
-        certificate: PeerCertificate,
+        peer: Peer,
     ) -> impl Future<Output = Result<Response<Watched<Body>>, Infallible>> + Send + 'static + use<> {
         self.activity.request();
         let activity = Arc::clone(&self.activity);
         let mut request = request.map(|body| Body::new(Watched::request(body, Arc::clone(&activity))));
-        request.extensions_mut().insert(certificate);
+        request.extensions_mut().insert(peer);
         // A router is always ready: its clone is cheap and holds no state of its own.
         let answering = self.router.clone().call(request);
         async move { Ok(answering.await?.map(|body| Watched::response(body, activity))) }
@@ -330,4 +331,7 @@ pub enum BindError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }

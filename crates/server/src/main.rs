@@ -53,6 +53,9 @@ fn announce(server: &Server, Config { server: options, store, remarks, .. }: &Co
     if let Some(address) = addresses.health {
         info!(health.address = %address, "serving gRPC health, always in plain text");
     }
+    if let Some(address) = addresses.admin {
+        info!(admin.address = %address, "serving operators, and GET /metrics");
+    }
     for remark in remarks {
         warn!("{remark}");
     }

@@ -137,7 +137,7 @@ impl State {
         sequence
     }
 
-    fn redeliver(&mut self, sequence: Sequence, address: Address) -> Option<Sequence> {
+    fn redeliver(&mut self, sequence: Sequence, address: &Address) -> Option<Sequence> {
         let webhook = self.log.find(sequence)?.webhook.clone();
         let new = self.push(webhook, true, address.clone());
         for report in self.reports.get_mut(&sequence).into_iter().flat_map(BTreeMap::values_mut) {
@@ -266,7 +266,7 @@ impl EventStore for MemoryStore {
 
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
         let mut state = self.state()?;
-        let redelivered = state.redeliver(sequence, address);
+        let redelivered = state.redeliver(sequence, &address);
         if let Some(sequence) = redelivered {
             state.announce(&self.options, sequence);
         }

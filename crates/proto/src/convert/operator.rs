@@ -185,6 +185,22 @@ pub struct RedeliveryRequest {
     pub address: Address,
 }
 
+impl RedeliveryRequest {
+    /// Refuses a request that would deliver everything again: that was hardly meant.
+    ///
+    /// # Errors
+    /// Neither a range, nor a delivery id, nor a fate is named.
+    pub fn check(&self) -> Result<(), WireError> {
+        let Listing { delivery_id, fate, first, last, .. } = &self.listing;
+        let is_range = *first > Sequence::ZERO && *last < Sequence::MAX;
+        if delivery_id.is_some() || fate.is_some() || is_range {
+            return Ok(());
+        }
+        let reason = "everything would be delivered again; name first and last, a delivery id or a fate";
+        Err(WireError::new("selection", reason))
+    }
+}
+
 impl From<&RedeliveryRequest> for v1::RedeliverEventsRequest {
     fn from(request: &RedeliveryRequest) -> Self {
         Self {
@@ -204,16 +220,10 @@ impl TryFrom<v1::RedeliverEventsRequest> for RedeliveryRequest {
             limit: limit(wire.limit, MAX_REDELIVERED, MAX_REDELIVERED)?,
             ..wire.selection.unwrap_or_default().try_into()?
         };
-        let is_meant = listing.delivery_id.is_some()
-            || listing.fate.is_some()
-            || (listing.first > Sequence::ZERO && listing.last < Sequence::MAX);
-        if !is_meant {
-            return Err(WireError::new(
-                "selection",
-                "everything would be delivered again; name first and last, a delivery id or a fate",
-            ));
-        }
-        Ok(Self { listing, address: wire.address.map(Address::try_from).transpose()?.unwrap_or_default() })
+        let address = wire.address.map(Address::try_from).transpose()?.unwrap_or_default();
+        let request = Self { listing, address };
+        request.check()?;
+        Ok(request)
     }
 }
 

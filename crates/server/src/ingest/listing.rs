@@ -70,7 +70,7 @@ pub(super) struct Asked {
 
 /// `GET /v1/watchlist`.
 pub(super) async fn watchlist(State(ingest): State<Arc<Ingest>>, _: Authorised) -> Json<WatchedRepositories> {
-    let repositories = ingest.watchlist.patterns().iter().map(ToString::to_string).collect();
+    let repositories = ingest.watchlist.current().patterns().iter().map(ToString::to_string).collect();
     Json(WatchedRepositories { repositories })
 }
 

@@ -13,7 +13,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, http::Request};
-use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::EventStore;
 use gitstafette_core::verify::GitHubSignature;
 use http::{StatusCode, header};
@@ -22,8 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::ClientAuth;
+use crate::metrics::Metrics;
+use crate::watchlist::LiveWatchlist;
 use body::BodyReader;
-use problem::Problem;
+
+pub(crate) use problem::Problem;
 
 /// Bounds of what one request and all together may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +42,11 @@ pub struct IngestLimits {
 #[derive(Debug)]
 pub(crate) struct Ingest {
     store: Arc<dyn EventStore>,
-    watchlist: Watchlist,
+    watchlist: Arc<LiveWatchlist>,
     /// `None` takes unsigned webhooks.
     signature: Option<GitHubSignature>,
     auth: ClientAuth,
+    metrics: Arc<Metrics>,
     bodies: BodyReader,
     /// Where webhooks are taken: they outlive the connection they came on.
     tasks: TaskTracker,
@@ -53,14 +56,15 @@ pub(crate) struct Ingest {
 impl Ingest {
     pub(crate) fn new(
         store: Arc<dyn EventStore>,
-        watchlist: Watchlist,
+        watchlist: Arc<LiveWatchlist>,
         signature: Option<GitHubSignature>,
         auth: ClientAuth,
+        metrics: Arc<Metrics>,
         limits: IngestLimits,
         (tasks, draining): (TaskTracker, CancellationToken),
     ) -> Self {
         let bodies = BodyReader::new(limits, tasks.clone());
-        Self { store, watchlist, signature, auth, bodies, tasks, draining }
+        Self { store, watchlist, signature, auth, metrics, bodies, tasks, draining }
     }
 }
 
@@ -107,12 +111,16 @@ async fn healthz() -> Json<Status> {
     Json(Status { status: "ok" })
 }
 
-/// Webhooks are taken.
+/// Webhooks are taken: not while the server goes down, nor while the store cannot write.
 async fn readyz(State(ingest): State<Arc<Ingest>>) -> Response {
     if ingest.draining.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(Status { status: "draining" })).into_response();
     }
     match ingest.store.statistics().await {
+        Ok(statistics) if !statistics.writable => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(Status { status: "the store cannot write" }))
+                .into_response()
+        }
         Ok(_) => Json(Status { status: "ok" }).into_response(),
         Err(error) => Problem::from(error).into_response(),
     }

@@ -54,7 +54,7 @@ impl Ingest {
         let started = Instant::now();
         let mut seen = Seen::default();
         let received = AssertUnwindSafe(self.receive(request, &mut seen)).catch_unwind().await;
-        match received.unwrap_or(Err(Refusal::Internal)) {
+        let answer = match received.unwrap_or(Err(Refusal::Internal)) {
             Ok(appended) => {
                 seen.log_accepted(appended, started);
                 accepted(appended, &seen)
@@ -65,6 +65,16 @@ impl Ingest {
                 seen.log_refused(problem.status(), &reason, started);
                 problem.into_response()
             }
+        };
+        self.count(answer.status(), seen.bytes, started);
+        answer
+    }
+
+    fn count(&self, status: StatusCode, bytes: usize, started: Instant) {
+        self.metrics.webhooks.with_label_values(&[status.as_str()]).inc();
+        self.metrics.webhook_duration.observe(started.elapsed().as_secs_f64());
+        if status == StatusCode::CREATED {
+            self.metrics.webhook_bytes.inc_by(bytes as u64);
         }
     }
 
@@ -82,8 +92,8 @@ impl Ingest {
         let unverified = Unverified { headers, body: body.bytes.clone() };
         let webhook = self.understand(unverified, SystemTime::now().into()).await?;
         let facts = &*seen.facts.insert(webhook.facts.clone());
-        if !self.watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref())
-        {
+        let watchlist = self.watchlist.current();
+        if !watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref()) {
             let is_of_nobody =
                 facts.repository_name.is_none() && facts.repository_id.is_none() && facts.owner.is_none();
             return Err(if is_of_nobody {

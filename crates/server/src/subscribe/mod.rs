@@ -1,15 +1,19 @@
 //! Subscriptions: who is attached, and one session per stream.
 
+mod outbox;
 mod registry;
+mod sending;
 mod service;
 mod session;
+mod taking;
 
 use std::time::Duration;
 
 use gitstafette_core::subscription::Window;
 
+pub(crate) use outbox::Traffic;
 pub(crate) use registry::Registry;
-pub(crate) use service::SubscribeService;
+pub(crate) use service::{Subscriptions, malformed, status};
 
 /// How streams behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,4 +24,7 @@ pub struct StreamOptions {
     pub window: Option<Duration>,
     /// What one subscription may have unacknowledged at most; a client may ask for less.
     pub unacknowledged: Window,
+    /// What all large events on their way to clients may have in bytes; one may exceed it alone. Small ones are bounded
+    /// for each client.
+    pub outgoing_bytes: u64,
 }

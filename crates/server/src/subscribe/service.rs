@@ -2,83 +2,91 @@
 //! session.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gitstafette_core::event::Sequence;
-use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::{EventStore, StoreError};
 use gitstafette_core::subscription::{Flow, Progress, Window};
 use gitstafette_proto::convert::{ExistingCursor, Start, Subscription, WireError};
-use gitstafette_proto::v1::gitstafette_server::Gitstafette;
 use gitstafette_proto::v1::subscribe_request::Request as First;
 use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::BoxStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tracing::Instrument;
 
+use super::outbox::{Traffic, outbox};
+use super::registry::Standing;
 use super::session::Session;
 use super::{Registry, StreamOptions};
+use crate::auth::Peer;
+use crate::metrics::Metrics;
+use crate::watchlist::LiveWatchlist;
 
 /// How long a client may take for its first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many messages may wait for the connection. Bodies are shared with the store's cache, not copied.
-const RESPONSES: usize = 4;
 
 /// Serves subscriptions from a store.
 #[derive(Debug)]
-pub(crate) struct SubscribeService {
+pub(crate) struct Subscriptions {
     pub(crate) server_name: String,
     pub(crate) store: Arc<dyn EventStore>,
-    pub(crate) watchlist: Watchlist,
+    pub(crate) watchlist: Arc<LiveWatchlist>,
     pub(crate) options: StreamOptions,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
     pub(crate) draining: CancellationToken,
 }
 
-#[tonic::async_trait]
-impl Gitstafette for SubscribeService {
-    async fn subscribe(
+impl Subscriptions {
+    /// Opens a stream.
+    pub(crate) async fn subscribe(
         &self,
         request: Request<Streaming<SubscribeRequest>>,
-    ) -> Result<Response<BoxStream<SubscribeResponse>>, Status> {
+    ) -> Result<BoxStream<SubscribeResponse>, Status> {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
+        let peer =
+            request.extensions().get::<Peer>().map_or_else(String::new, |peer| peer.address.to_string());
         let mut requests = request.into_inner();
         let subscription = first_message(&mut requests).await?;
         self.check_repositories(&subscription)?;
         let client = subscription.client_id.clone();
-        let attachment = self.registry.attach(client.clone()).await;
+        let span = tracing::info_span!("session", client.id = %client, client.address = peer);
+        let standing = Standing::new(SystemTime::now().into(), peer, subscription.filter.clone());
+        let standing = Arc::new(standing);
+        let attachment = self.registry.attach(client.clone(), Arc::clone(&standing)).await;
         let progress = self.start(&subscription).await.map_err(|error| status(&error))?;
-        let (responses, receiver) = mpsc::channel(RESPONSES);
-        let span = tracing::info_span!("session", client.id = %client);
+        let window = self.window(subscription.max_events, subscription.max_bytes);
+        let (outbox, outgoing) = outbox();
         let session = Session {
             server_name: self.server_name.clone(),
             client,
             filter: subscription.filter,
             store: Arc::clone(&self.store),
             cursor: progress.cursor.get().into(),
-            flow: Flow::new(progress, self.window(subscription.max_events, subscription.max_bytes)).into(),
-            room: tokio::sync::Notify::new(),
-            responses,
+            flow: Flow::new(progress, window, subscription.deferred).into(),
+            changed: Notify::new(),
+            outbox,
+            traffic: Arc::clone(&self.traffic),
+            standing,
+            metrics: Arc::clone(&self.metrics),
             options: self.options,
             draining: self.draining.clone(),
         };
         self.tasks.spawn(session.run(requests, attachment).instrument(span));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Box::pin(outgoing))
     }
-}
 
-impl SubscribeService {
     /// A subscription for what is never accepted would wait for ever: it is refused.
     fn check_repositories(&self, subscription: &Subscription) -> Result<(), Status> {
-        let outside =
-            subscription.filter.repositories.iter().find(|pattern| !self.watchlist.may_admit(pattern));
+        let watchlist = self.watchlist.current();
+        let outside = subscription.filter.repositories.iter().find(|pattern| !watchlist.may_admit(pattern));
         match outside {
             None => Ok(()),
             Some(pattern) => Err(Status::not_found(format!(
@@ -90,10 +98,15 @@ impl SubscribeService {
     /// Where the subscription starts. Anything but the cursor moves the cursor there first.
     async fn start(&self, subscription: &Subscription) -> Result<Progress, StoreError> {
         let client = &subscription.client_id;
+        // What retention has removed before the start is not missed by anybody.
+        let oldest = self.store.statistics().await?.removed_to();
         let cursor = match subscription.start {
-            Start::Cursor => return Ok(self.store.progress(client).await?.unwrap_or_default()),
+            Start::Cursor => {
+                let fresh = Progress { cursor: oldest, ..Progress::default() };
+                return Ok(self.store.progress(client).await?.unwrap_or(fresh));
+            }
             // Beyond the head nothing was seen yet: starting there would skip what comes.
-            Start::After(sequence) => sequence.min(head(&*self.store)),
+            Start::After(sequence) => sequence.max(oldest).min(head(&*self.store)),
             Start::Since(time) => self.store.before(time).await?,
             Start::Latest => head(&*self.store),
         };
@@ -127,18 +140,18 @@ async fn first_message(requests: &mut Streaming<SubscribeRequest>) -> Result<Sub
     }
 }
 
-pub(super) fn malformed(error: &WireError) -> Status {
+pub(crate) fn malformed(error: &WireError) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
 /// Whose fault a store's error is, and whether it may be tried again, as a gRPC status. The details of a broken disk
 /// are the operator's: they are in the log.
-pub(super) fn status(error: &StoreError) -> Status {
+pub(crate) fn status(error: &StoreError) -> Status {
     match error {
         StoreError::Overloaded => Status::unavailable("the server's store is busy; reconnect"),
         StoreError::Closed => Status::unavailable("the server is going down; reconnect"),
         StoreError::Full { .. } | StoreError::Failed(_) | StoreError::Damaged { .. } => {
-            tracing::error!(%error, "the store failed a subscription");
+            tracing::error!(%error, "the store failed a client");
             Status::unavailable("the server's store failed; its log says why")
         }
     }

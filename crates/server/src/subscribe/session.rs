@@ -1,4 +1,4 @@
-//! One stream: reads the log after the cursor, sends, takes acknowledgements, until a reason to end.
+//! One stream: its halves and its end. What goes out is in `sending`, what comes in in `taking`.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,27 +7,22 @@ use std::time::Duration;
 
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
-use gitstafette_core::store::{Acknowledgement, EventStore, ReadLimit};
-use gitstafette_core::subscription::{Flow, Window};
-use gitstafette_proto::convert::duration;
-use gitstafette_proto::v1::subscribe_request::Request;
+use gitstafette_core::store::EventStore;
+use gitstafette_core::subscription::Flow;
 use gitstafette_proto::v1::subscribe_response::Response;
-use gitstafette_proto::v1::{
-    Event, GoAway, GoAwayReason, Heartbeat, Receipt, Started, SubscribeRequest, SubscribeResponse,
-};
+use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, SubscribeRequest, SubscribeResponse};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
-use tracing::{debug, info};
+use tracing::info;
 
 use super::StreamOptions;
-use super::registry::Attachment;
-use super::service::{head, malformed, status};
+use super::outbox::{Gone, Outbox, Traffic};
+use super::registry::{Attachment, Standing};
+use super::service::head;
+use super::taking::BATCHES;
+use crate::metrics::Metrics;
 
-/// What one read of the log takes at most: it bounds the memory of subscribers that catch up.
-const PAGE: ReadLimit = ReadLimit { events: 64, bytes: 512 << 10 };
-/// How many messages with acknowledgements may wait for the store: as many are stored at once.
-const BATCHES: usize = 64;
 /// How long the last message may wait for a client that does not read.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -38,20 +33,23 @@ pub(super) struct Session {
     pub(super) client: ClientId,
     pub(super) filter: Filter,
     pub(super) store: Arc<dyn EventStore>,
-    /// Shared by the half that sends and the half that takes acknowledgements; never held across a wait.
+    /// Shared by the half that sends and the half that takes; never held across a wait.
     pub(super) flow: Mutex<Flow>,
     /// The cursor as it is stored. The client forgets what is before it, so it is told nothing that is not durable.
     pub(super) cursor: AtomicU64,
-    /// Rung when an acknowledgement made room in the window.
-    pub(super) room: Notify,
-    pub(super) responses: mpsc::Sender<Result<SubscribeResponse, Status>>,
+    /// Rung when the client made room in the window, or wants something again.
+    pub(super) changed: Notify,
+    pub(super) outbox: Outbox,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) standing: Arc<Standing>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) options: StreamOptions,
     pub(super) draining: CancellationToken,
 }
 
 /// Why a session ends.
 #[derive(Debug)]
-enum End {
+pub(super) enum End {
     /// The client is gone.
     Client,
     /// The server ends it, and says so.
@@ -60,10 +58,6 @@ enum End {
     Failed(Status),
 }
 
-/// The client is: nobody reads the responses.
-#[derive(Debug)]
-struct Gone;
-
 impl Session {
     /// Runs until the stream ends. All halves run in this one task.
     pub(super) async fn run(self, requests: Streaming<SubscribeRequest>, attachment: Attachment) {
@@ -71,156 +65,59 @@ impl Session {
         let mut storing = pin!(self.store_acknowledgements(acknowledged));
         let mut stored = None;
         let end = tokio::select! {
-            end = self.take_acknowledgements(requests, taken) => end,
+            end = self.take_requests(requests, taken.clone()) => end,
             end = self.send_events() => end,
-            end = self.send_heartbeats() => end,
+            end = self.send_heartbeats(&taken) => end,
             end = self.ended_by_server(&attachment) => end,
-            () = self.responses.closed() => End::Client,
+            () = self.outbox.closed() => End::Client,
             result = &mut storing => stored.insert(result).clone().map_or_else(End::Failed, |()| End::Client),
         };
         if stored.is_none() {
-            // What was taken is stored before a newer stream of this client may look where to start.
+            // What was taken is stored before a newer stream of this client may look where to start. The empty batch
+            // is for a cursor that passed what was not selected.
+            drop(taken.try_send(Vec::new()));
+            drop(taken);
             drop(tokio::time::timeout(FAREWELL, storing).await);
         }
-        let last = match &end {
-            End::Client => None,
-            End::GoAway(reason, message) => {
-                let go_away = GoAway { reason: (*reason).into(), message: (*message).to_owned() };
-                Some(Ok(wire(Response::GoAway(go_away))))
-            }
-            End::Failed(status) => Some(Err(status.clone())),
-        };
-        if let Some(last) = last {
-            drop(tokio::time::timeout(FAREWELL, self.responses.send(last)).await);
-        }
+        self.say_farewell(&end).await;
         let outstanding = self.flow().outstanding();
+        let reason = match &end {
+            End::Client => "client",
+            End::GoAway(reason, _) => reason.as_str_name(),
+            End::Failed(_) => "failed",
+        };
+        self.metrics.streams_ended.with_label_values(&[reason]).inc();
         match end {
             End::Client => info!(outstanding, "a client detached"),
-            End::GoAway(reason, _) => info!(outstanding, reason = reason.as_str_name(), "a stream was ended"),
+            End::GoAway(..) => info!(outstanding, reason, "a stream was ended"),
             End::Failed(status) => info!(outstanding, reason = status.message(), "a stream failed"),
         }
     }
 
-    /// Follows the log: catching up and following live are the same.
-    async fn send_events(&self) -> End {
-        let started = Started {
-            server_name: self.server_name.clone(),
-            cursor: self.cursor.load(Ordering::Relaxed),
-            head: head(&*self.store).get(),
-            heartbeat_interval: Some(duration(self.options.heartbeat)),
-            store_id: self.store.id().to_string(),
+    async fn say_farewell(&self, end: &End) {
+        let last = match end {
+            End::Client => return,
+            End::GoAway(reason, message) => {
+                let go_away = GoAway { reason: (*reason).into(), message: (*message).to_owned() };
+                Ok(wire(Response::GoAway(go_away)))
+            }
+            End::Failed(status) => Err(status.clone()),
         };
-        info!(cursor = started.cursor, head = started.head, "a client attached");
-        if self.send(Response::Started(started)).await.is_err() {
-            return End::Client;
-        }
-        let mut heads = self.store.head();
-        loop {
-            let (after, room) = self.room().await;
-            let limit = ReadLimit { events: room.events.min(PAGE.events), bytes: room.bytes.min(PAGE.bytes) };
-            let page = match self.store.read(after, &self.filter, limit).await {
-                Ok(page) => page,
-                Err(error) => return End::Failed(status(&error)),
-            };
-            for event in &page.events {
-                let size = event.webhook.size();
-                {
-                    let mut flow = self.flow();
-                    if flow.already_done(event.sequence) {
-                        continue;
-                    }
-                    flow.sent(event.sequence, size);
-                }
-                debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "sent");
-                if self.send(Response::Event(Event::from(&**event))).await.is_err() {
-                    return End::Client;
-                }
-            }
-            self.flow().read_to(page.read_to);
-            if page.read_to <= after && heads.wait_for(|head| *head > after).await.is_err() {
-                return End::Failed(Status::unavailable("the server is going down; reconnect"));
-            }
-        }
+        drop(tokio::time::timeout(FAREWELL, self.outbox.say(last)).await);
     }
 
-    /// Waits until something may be sent: where to read on, and how much.
-    async fn room(&self) -> (Sequence, Window) {
-        loop {
-            let (position, room) = {
-                let flow = self.flow();
-                (flow.position(), flow.room())
-            };
-            match room {
-                Some(room) => return (position, room),
-                // An acknowledgement between the look and the wait leaves a permit: it is not missed.
-                None => self.room.notified().await,
-            }
-        }
-    }
-
-    /// Takes acknowledgements as long as the client sends some.
-    async fn take_acknowledgements(
+    async fn send_heartbeats(
         &self,
-        mut requests: Streaming<SubscribeRequest>,
-        taken: mpsc::Sender<Vec<Acknowledgement>>,
+        taken: &mpsc::Sender<Vec<gitstafette_core::store::Acknowledgement>>,
     ) -> End {
-        loop {
-            let message = match requests.message().await {
-                // A client may close its half and go on reading, until its window is full.
-                Ok(None) => return std::future::pending().await,
-                Err(_) => return End::Client,
-                Ok(Some(SubscribeRequest { request: Some(Request::Acknowledgements(message)) })) => message,
-                Ok(Some(SubscribeRequest { request: Some(Request::Subscription(_)) })) => {
-                    let message = "a stream has one subscription; open another stream for another";
-                    return End::Failed(Status::invalid_argument(message));
-                }
-                Ok(Some(SubscribeRequest { request: Some(_) })) => continue,
-                Ok(Some(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
-            };
-            let acknowledgements = message.acknowledgements.into_iter().map(TryInto::try_into).collect();
-            match acknowledgements {
-                Ok(acknowledgements) => drop(taken.send(acknowledgements).await),
-                Err(error) => return End::Failed(malformed(&error)),
-            }
-        }
-    }
-
-    /// Stores what became of events, and only then gives receipts. What comes while one commit is under way is stored
-    /// by the next: a subscriber is not bound to one event per fsync.
-    async fn store_acknowledgements(
-        &self,
-        mut taken: mpsc::Receiver<Vec<Acknowledgement>>,
-    ) -> Result<(), Status> {
-        let mut batches = Vec::new();
-        while taken.recv_many(&mut batches, BATCHES).await > 0 {
-            let mut acknowledgements: Vec<_> = batches.drain(..).flatten().collect();
-            let sequences = acknowledgements.iter().map(|one| one.sequence.get()).collect();
-            let head = head(&*self.store);
-            let cursor = {
-                let mut flow = self.flow();
-                acknowledgements.retain(|one| flow.acknowledged(one.sequence, head));
-                flow.cursor()
-            };
-            self.room.notify_one();
-            if !acknowledgements.is_empty() {
-                let stored = self.store.acknowledge(&self.client, acknowledgements, cursor).await;
-                stored.map_err(|error| status(&error))?;
-                self.cursor.store(cursor.get(), Ordering::Relaxed);
-            }
-            // A client that is gone needs no receipt: the session ends by another half.
-            drop(self.send(Response::Receipt(Receipt { sequences })).await);
-        }
-        Ok(())
-    }
-
-    async fn send_heartbeats(&self) -> End {
         let mut beats = tokio::time::interval(self.options.heartbeat);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beats.tick().await; // the first is immediate, and Started says the same
         loop {
             beats.tick().await;
-            let cursor = self.cursor.load(Ordering::Relaxed);
-            let heartbeat = Heartbeat { head: head(&*self.store).get(), cursor };
+            // With nothing to acknowledge: the cursor may have passed what was not selected.
+            drop(taken.try_send(Vec::new()));
+            let heartbeat = Heartbeat { head: head(&*self.store).get(), cursor: self.stored_cursor().get() };
             if self.send(Response::Heartbeat(heartbeat)).await.is_err() {
                 return End::Client;
             }
@@ -244,16 +141,20 @@ impl Session {
         }
     }
 
-    async fn send(&self, response: Response) -> Result<(), Gone> {
-        self.responses.send(Ok(wire(response))).await.map_err(|_| Gone)
+    pub(super) async fn send(&self, response: Response) -> Result<(), Gone> {
+        self.outbox.say(Ok(wire(response))).await
     }
 
-    fn flow(&self) -> MutexGuard<'_, Flow> {
+    pub(super) fn flow(&self) -> MutexGuard<'_, Flow> {
         // Its methods do not panic half-way; the whole session would be gone with them anyway.
         self.flow.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    pub(super) fn stored_cursor(&self) -> Sequence {
+        Sequence::new(self.cursor.load(Ordering::Relaxed))
+    }
 }
 
-fn wire(response: Response) -> SubscribeResponse {
+pub(super) fn wire(response: Response) -> SubscribeResponse {
     SubscribeResponse { response: Some(response) }
 }

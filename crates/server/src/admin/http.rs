@@ -1,0 +1,333 @@
+//! The operators' interface as JSON over HTTP, on a listener of its own.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, Request, State};
+use axum::middleware::Next;
+use axum::response::sse::{Event as Message, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use base64::Engine;
+use futures_util::{Stream, StreamExt};
+use gitstafette_core::event::{Address, Event, Sequence, Timestamp};
+use gitstafette_core::filter::Filter;
+use gitstafette_core::repository::RepositoryPattern;
+use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Report, Statistics, WatchlistChange};
+use gitstafette_proto::convert::{
+    MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry,
+};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, Redelivered, rpc};
+use crate::auth::ClientAuth;
+use crate::ingest::Problem;
+
+/// What the routes need.
+#[derive(Clone, Debug)]
+struct Operators {
+    admin: Arc<Admin>,
+    auth: ClientAuth,
+}
+
+/// The whole admin surface. Metrics are open to whoever reaches the listener, as scrapers expect; all else takes an
+/// operator's token if the server has tokens.
+pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth) -> Router {
+    let operators = Operators { admin, auth };
+    let guarded = Router::new()
+        .route("/v1/events", get(list))
+        .route("/v1/events/follow", get(follow))
+        .route("/v1/events/redeliver", post(redeliver))
+        .route("/v1/events/{sequence}", get(show))
+        .route("/v1/dead-letters", get(dead_letters))
+        .route("/v1/subscriptions", get(subscriptions))
+        .route("/v1/statistics", get(statistics))
+        .route("/v1/watchlist", get(watchlist).post(add).delete(remove))
+        .layer(axum::middleware::from_fn_with_state(operators.clone(), guard));
+    Router::new().route("/metrics", get(metrics)).merge(guarded).with_state(operators)
+}
+
+/// Lets operators pass. Where no token is asked for, the listener is on loopback: then a web page in a browser on this
+/// machine must not get through, which asks by a host name of its own (DNS rebinding) or from another origin.
+async fn guard(
+    State(operators): State<Operators>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    operators.auth.check_operator(headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+    if !operators.auth.has_operator_tokens() && !is_local(&headers) {
+        let detail = "without tokens the admin interface answers to localhost only; ask by 127.0.0.1, or set --admin-token-file";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
+    Ok(next.run(request).await)
+}
+
+fn is_local(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = host.and_then(|host| host.parse::<http::uri::Authority>().ok());
+    let named = authority.is_none_or(|authority| {
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+    });
+    named && !headers.contains_key(header::ORIGIN)
+}
+
+/// Which events are asked for, as a query or as JSON. Lists are separated by commas.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Asked {
+    repository: String,
+    event: String,
+    delivery: Option<String>,
+    /// RFC 3339.
+    since: Option<String>,
+    fate: Option<String>,
+    client: Option<String>,
+    target: Option<String>,
+    first: Option<u64>,
+    last: Option<u64>,
+    limit: Option<u32>,
+    order: Option<String>,
+}
+
+impl Asked {
+    fn listing(&self) -> Result<Listing, Problem> {
+        let fate = parsed::<Fate>("fate", self.fate.as_deref())?;
+        let (client, target) = (parsed("client", self.client.as_deref())?, self.target.clone());
+        if fate.is_none() && (client.is_some() || target.is_some()) {
+            return Err(bad_request(
+                "client",
+                "a client or a target is where a fate is looked for: give one",
+            ));
+        }
+        Ok(Listing {
+            filter: self.filter()?,
+            delivery_id: parsed("delivery", self.delivery.as_deref())?,
+            received_since: self.since.as_deref().map(time).transpose()?,
+            fate: fate.map(|fate| FateFilter { fate, client, target: target.map(Into::into) }),
+            first: self.first.map_or(Sequence::ZERO, Sequence::new),
+            last: self.last.map_or(Sequence::MAX, Sequence::new),
+            order: match self.order.as_deref() {
+                None | Some("newest") => Order::NewestFirst,
+                Some("oldest") => Order::OldestFirst,
+                Some(_) => return Err(bad_request("order", "it is newest or oldest")),
+            },
+            limit: self.limit(100, MAX_LISTED)?,
+        })
+    }
+
+    fn filter(&self) -> Result<Filter, Problem> {
+        Ok(Filter {
+            repositories: list_of("repository", &self.repository)?,
+            events: list_of("event", &self.event)?,
+        })
+    }
+
+    fn limit(&self, default: u32, most: u32) -> Result<usize, Problem> {
+        match self.limit.unwrap_or(default) {
+            limit if (1..=most).contains(&limit) => Ok(limit as usize),
+            _ => Err(bad_request("limit", format!("it is 1 to {most}"))),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ListedEvents {
+    events: Vec<Entry>,
+    /// The `first` of the next page, or its `last` when the newest come first.
+    next: Option<Sequence>,
+}
+
+async fn list(
+    State(operators): State<Operators>,
+    asked: Query<Asked>,
+) -> Result<Json<ListedEvents>, Problem> {
+    let listed = operators.admin.list(&asked.listing()?).await?;
+    Ok(Json(ListedEvents { events: listed.entries, next: listed.next }))
+}
+
+async fn dead_letters(
+    operators: State<Operators>,
+    Query(asked): Query<Asked>,
+) -> Result<Json<ListedEvents>, Problem> {
+    list(operators, Query(Asked { fate: Some(Fate::DeadLetter.to_string()), ..asked })).await
+}
+
+/// One event with its headers and body.
+#[derive(Debug, Serialize)]
+struct ShownEvent {
+    #[serde(flatten)]
+    entry: Entry,
+    headers: Vec<(String, String)>,
+    /// The body, if it is text.
+    body: Option<String>,
+    /// The body in base64 (RFC 4648 §4), if it is not.
+    body_base64: Option<String>,
+}
+
+impl ShownEvent {
+    fn new(event: &Event, reports: Vec<Report>) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let webhook = &event.webhook;
+        let body = std::str::from_utf8(&webhook.body).ok().map(str::to_owned);
+        Self {
+            entry: Entry::new(event, reports),
+            headers: webhook.headers.iter().map(|(name, value)| (name.to_owned(), text(value))).collect(),
+            body_base64: body
+                .is_none()
+                .then(|| base64::engine::general_purpose::STANDARD.encode(&webhook.body)),
+            body,
+        }
+    }
+}
+
+async fn show(
+    State(operators): State<Operators>,
+    Path(sequence): Path<u64>,
+) -> Result<Json<ShownEvent>, Problem> {
+    let sequence = Sequence::new(sequence);
+    let shown = operators.admin.show(sequence).await?;
+    let (event, reports) =
+        shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, rpc::missing(sequence)))?;
+    Ok(Json(ShownEvent::new(&event, reports)))
+}
+
+/// Server-sent events (WHATWG HTML, "Server-sent events"): one a webhook, its data an entry.
+async fn follow(
+    State(operators): State<Operators>,
+    asked: Query<Asked>,
+) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
+    let entries = operators.admin.follow(asked.filter()?);
+    let messages = entries.map(|entry| {
+        let message = match entry {
+            Ok(entry) => Message::default().id(entry.sequence.to_string()).json_data(entry),
+            Err(error) => Ok(Message::default().event("error").data(error.to_string())),
+        };
+        Ok(message.unwrap_or_default())
+    });
+    Ok(Sse::new(messages).keep_alive(KeepAlive::default()))
+}
+
+/// What to deliver again, and to whom.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Redelivery {
+    /// One event.
+    sequence: Option<u64>,
+    /// Several.
+    events: Asked,
+    /// Only to this client.
+    to_client: Option<String>,
+    /// Only to targets of this name.
+    to_target: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct RedeliveredEvents {
+    redelivered: Vec<Redelivered>,
+    /// The `first` of the next call, if the limit was reached.
+    next: Option<Sequence>,
+}
+
+async fn redeliver(
+    State(operators): State<Operators>,
+    Json(asked): Json<Redelivery>,
+) -> Result<Json<RedeliveredEvents>, Problem> {
+    let mut listing = asked.events.listing()?;
+    if let Some(sequence) = asked.sequence {
+        (listing.first, listing.last) = (Sequence::new(sequence), Sequence::new(sequence));
+    }
+    let request = RedeliveryRequest {
+        listing: Listing {
+            order: Order::OldestFirst,
+            limit: asked.events.limit(MAX_REDELIVERED, MAX_REDELIVERED)?,
+            ..listing
+        },
+        address: Address {
+            client: parsed("toClient", asked.to_client.as_deref())?,
+            target: asked.to_target.map(Into::into),
+        },
+    };
+    request.check().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let (redelivered, next) = operators.admin.redeliver(&request).await?;
+    Ok(Json(RedeliveredEvents { redelivered, next }))
+}
+
+#[derive(Debug, Serialize)]
+struct Subscriptions {
+    subscriptions: Vec<SubscriptionState>,
+}
+
+async fn subscriptions(State(operators): State<Operators>) -> Result<Json<Subscriptions>, Problem> {
+    Ok(Json(Subscriptions { subscriptions: operators.admin.subscriptions().await? }))
+}
+
+async fn statistics(State(operators): State<Operators>) -> Result<Json<Statistics>, Problem> {
+    Ok(Json(operators.admin.statistics().await?))
+}
+
+#[derive(Debug, Serialize)]
+struct Watchlist {
+    entries: Vec<WatchlistEntry>,
+}
+
+/// One pattern, as JSON.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    pattern: String,
+}
+
+async fn watchlist(State(operators): State<Operators>) -> Json<Watchlist> {
+    Json(Watchlist { entries: operators.admin.watchlist.entries() })
+}
+
+async fn add(
+    State(operators): State<Operators>,
+    Json(change): Json<Change>,
+) -> Result<Json<Watchlist>, Problem> {
+    change_watchlist(&operators, &change, WatchlistChange::Added).await
+}
+
+async fn remove(
+    State(operators): State<Operators>,
+    Json(change): Json<Change>,
+) -> Result<Json<Watchlist>, Problem> {
+    change_watchlist(&operators, &change, WatchlistChange::Removed).await
+}
+
+async fn change_watchlist(
+    operators: &Operators,
+    Change { pattern }: &Change,
+    change: WatchlistChange,
+) -> Result<Json<Watchlist>, Problem> {
+    let pattern: RepositoryPattern = pattern.parse().map_err(|error| bad_request("pattern", error))?;
+    Ok(Json(Watchlist { entries: operators.admin.change_watchlist(&pattern, change).await? }))
+}
+
+async fn metrics(State(operators): State<Operators>) -> Result<Response, Problem> {
+    let (text, content_type) = operators.admin.metrics().await?;
+    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+}
+
+fn parsed<T: std::str::FromStr<Err: ToString>>(name: &str, text: Option<&str>) -> Result<Option<T>, Problem> {
+    text.map(|text| text.parse().map_err(|error: T::Err| bad_request(name, error))).transpose()
+}
+
+fn list_of<T: std::str::FromStr<Err: ToString>>(name: &str, text: &str) -> Result<Vec<T>, Problem> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| part.parse().map_err(|error: T::Err| bad_request(name, error))).collect()
+}
+
+fn time(text: &str) -> Result<Timestamp, Problem> {
+    humantime::parse_rfc3339_weak(text).map(Into::into).map_err(|error| bad_request("since", error))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn bad_request(name: &str, reason: impl ToString) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {}", reason.to_string()))
+}

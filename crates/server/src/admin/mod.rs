@@ -1,0 +1,203 @@
+//! What operators see and do: the log, redelivery, subscriptions, the store, the watchlist. Over gRPC in `rpc`, as JSON
+//! over HTTP in `http`; both only translate.
+
+mod http;
+mod rpc;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use gitstafette_core::event::{Address, Event, Sequence};
+use gitstafette_core::filter::Filter;
+use gitstafette_core::repository::RepositoryPattern;
+use gitstafette_core::store::{
+    Entry, EventStore, Fate, Listed, Listing, Order, ReadLimit, Report, Statistics, StoreError,
+    WatchlistChange,
+};
+use gitstafette_proto::convert::{RedeliveryRequest, SubscriptionState, WatchlistEntry};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::metrics::{Metrics, Sample, lag};
+use crate::subscribe::Registry;
+use crate::watchlist::LiveWatchlist;
+
+pub(crate) use http::router;
+
+/// How often the store is asked again for one page of a listing. Each time it looks at some thousand events; what finds
+/// little goes on with the caller's next page.
+const LOOKS: usize = 16;
+/// How many entries a follower is given at once.
+const FOLLOWED: usize = 100;
+
+/// What both faces of the admin interface share.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) store: Arc<dyn EventStore>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) watchlist: Arc<LiveWatchlist>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Followers end with it.
+    pub(crate) draining: CancellationToken,
+}
+
+/// One event that is delivered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Redelivered {
+    /// The event.
+    sequence: Sequence,
+    /// The new event with its bytes.
+    redelivered_as: Sequence,
+}
+
+impl Admin {
+    /// One page of the log.
+    async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
+        let mut wanted = listing.clone();
+        let mut listed = Listed::default();
+        for _ in 0..LOOKS {
+            wanted.limit = listing.limit - listed.entries.len();
+            let page = self.store.list(&wanted).await?;
+            listed.entries.extend(page.entries);
+            listed.next = page.next;
+            let Some(next) = page.next.filter(|_| listed.entries.len() < listing.limit) else { break };
+            match listing.order {
+                Order::OldestFirst => wanted.first = next,
+                Order::NewestFirst => wanted.last = next,
+            }
+        }
+        Ok(listed)
+    }
+
+    /// One event, and what was reported of it; `None` if it is not stored.
+    async fn show(&self, sequence: Sequence) -> Result<Option<(Arc<Event>, Vec<Report>)>, StoreError> {
+        let limit = ReadLimit { events: 1, bytes: 0 };
+        let page = self.store.read(sequence.previous(), &Filter::default(), limit).await?;
+        match page.events.into_iter().find(|event| event.sequence == sequence) {
+            Some(event) => Ok(Some((event, self.store.reports(sequence).await?))),
+            None => Ok(None),
+        }
+    }
+
+    /// Entries as events are accepted, from now on.
+    fn follow(self: Arc<Self>, filter: Filter) -> impl Stream<Item = Result<Entry, StoreError>> + Send {
+        let state = (self.store.head(), *self.store.head().borrow(), Vec::new().into_iter());
+        futures_util::stream::unfold(state, move |(mut heads, mut at, mut ready)| {
+            let (admin, filter) = (Arc::clone(&self), filter.clone());
+            async move {
+                loop {
+                    if let Some(entry) = ready.next() {
+                        return Some((Ok(entry), (heads, at, ready)));
+                    }
+                    let more = admin.draining.run_until_cancelled(heads.wait_for(|head| *head > at)).await;
+                    let head = *more?.ok()?;
+                    let listing = Listing {
+                        filter: filter.clone(),
+                        first: at.next(),
+                        last: head,
+                        order: Order::OldestFirst,
+                        limit: FOLLOWED,
+                        ..Listing::default()
+                    };
+                    match admin.store.list(&listing).await {
+                        Ok(listed) => {
+                            at = listed.next.map_or(head, Sequence::previous);
+                            ready = listed.entries.into_iter();
+                        }
+                        Err(error) => return Some((Err(error), (heads, Sequence::MAX, ready))),
+                    }
+                }
+            }
+        })
+    }
+
+    /// Appends events anew, the oldest first, and where to go on if there are more. Dead letters go where they are dead.
+    async fn redeliver(
+        &self,
+        request: &RedeliveryRequest,
+    ) -> Result<(Vec<Redelivered>, Option<Sequence>), StoreError> {
+        let head = *self.store.head().borrow();
+        // What this call appends is not part of it.
+        let listing = Listing { last: request.listing.last.min(head), ..request.listing.clone() };
+        let listed = self.list(&listing).await?;
+        let mut redelivered = Vec::new();
+        for entry in &listed.entries {
+            for address in addresses(entry, request) {
+                let Some(new) = self.store.redeliver(entry.sequence, address).await? else { continue };
+                info!(
+                    event.sequence = new.get(),
+                    delivery.id = %entry.facts.delivery_id,
+                    repository.name = %entry.facts.repository_label(),
+                    redelivery.of = entry.sequence.get(),
+                    "redelivered by an operator"
+                );
+                self.metrics.redelivered.inc();
+                redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: new });
+            }
+        }
+        Ok((redelivered, listed.next))
+    }
+
+    /// Every client with a cursor or a stream.
+    async fn subscriptions(&self) -> Result<Vec<SubscriptionState>, StoreError> {
+        let statistics = self.store.statistics().await?;
+        let mut states: BTreeMap<_, _> = self
+            .store
+            .cursors()
+            .await?
+            .into_iter()
+            .map(|(client, cursor)| (client, (cursor, None)))
+            .collect();
+        for (client, attached) in self.registry.attached() {
+            states.entry(client).or_default().1 = Some(attached);
+        }
+        let state = |(client_id, (cursor, attached))| SubscriptionState {
+            client_id,
+            cursor,
+            lag: lag(cursor, &statistics),
+            attached,
+        };
+        Ok(states.into_iter().map(state).collect())
+    }
+
+    async fn statistics(&self) -> Result<Statistics, StoreError> {
+        self.store.statistics().await
+    }
+
+    async fn change_watchlist(
+        &self,
+        pattern: &RepositoryPattern,
+        change: WatchlistChange,
+    ) -> Result<Vec<WatchlistEntry>, StoreError> {
+        let entries = self.watchlist.change(pattern, change).await?;
+        info!(%pattern, ?change, "the watchlist was changed by an operator");
+        Ok(entries)
+    }
+
+    /// All metrics as text, and its content type.
+    async fn metrics(&self) -> Result<(Vec<u8>, String), StoreError> {
+        let statistics = self.store.statistics().await?;
+        let cursors = self.store.cursors().await?;
+        let lags = cursors.into_iter().map(|(client, cursor)| (client, lag(cursor, &statistics))).collect();
+        Ok(self.metrics.render(Sample { statistics, attached: self.registry.len(), lags }))
+    }
+}
+
+/// To whom an event is to go.
+fn addresses(entry: &Entry, request: &RedeliveryRequest) -> Vec<Address> {
+    match &request.listing.fate {
+        Some(fate) if fate.fate == Fate::DeadLetter => entry
+            .reports
+            .iter()
+            .filter(|report| report.is_dead_letter() && fate.is_at(report))
+            .map(|report| Address {
+                client: Some(report.client.clone()),
+                target: Some(report.outcome.target.clone().into()),
+            })
+            .collect(),
+        _ => vec![request.address.clone()],
+    }
+}

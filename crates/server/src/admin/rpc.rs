@@ -1,0 +1,108 @@
+//! The operators' calls over gRPC.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use gitstafette_core::event::Sequence;
+use gitstafette_core::repository::RepositoryPattern;
+use gitstafette_core::store::{Listing, WatchlistChange};
+use gitstafette_proto::convert::{RedeliveryRequest, WatchlistEntry, WireError};
+use gitstafette_proto::v1::change_watchlist_request::Change;
+use gitstafette_proto::v1::{self, Entry};
+use tonic::Status;
+use tonic::codegen::BoxStream;
+
+use super::Admin;
+use crate::subscribe::{malformed, status};
+
+impl Admin {
+    pub(crate) async fn list_events(
+        &self,
+        wire: v1::ListEventsRequest,
+    ) -> Result<v1::ListEventsResponse, Status> {
+        let listing: Listing = wire.try_into().map_err(|error: WireError| malformed(&error))?;
+        let listed = self.list(&listing).await.map_err(|error| status(&error))?;
+        Ok((&listed).into())
+    }
+
+    pub(crate) async fn show_event(
+        &self,
+        wire: v1::ShowEventRequest,
+    ) -> Result<v1::ShowEventResponse, Status> {
+        let sequence = Sequence::new(wire.sequence);
+        let shown = self.show(sequence).await.map_err(|error| status(&error))?;
+        let (event, reports) = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
+        Ok(v1::ShowEventResponse {
+            event: Some((&*event).into()),
+            reports: reports.iter().map(Into::into).collect(),
+        })
+    }
+
+    pub(crate) fn follow_events(
+        self: Arc<Self>,
+        wire: v1::FollowEventsRequest,
+    ) -> Result<BoxStream<v1::FollowEventsResponse>, Status> {
+        let listing: Listing =
+            wire.selection.unwrap_or_default().try_into().map_err(|error: WireError| malformed(&error))?;
+        let responses = self.follow(listing.filter).map(|entry| match entry {
+            Ok(entry) => Ok(v1::FollowEventsResponse { entry: Some(Entry::from(&entry)) }),
+            Err(error) => Err(status(&error)),
+        });
+        Ok(Box::pin(responses))
+    }
+
+    pub(crate) async fn redeliver_events(
+        &self,
+        wire: v1::RedeliverEventsRequest,
+    ) -> Result<v1::RedeliverEventsResponse, Status> {
+        let request: RedeliveryRequest = wire.try_into().map_err(|error: WireError| malformed(&error))?;
+        let (redelivered, next) = self.redeliver(&request).await.map_err(|error| status(&error))?;
+        let redelivered = redelivered
+            .into_iter()
+            .map(|one| v1::Redelivered {
+                sequence: one.sequence.get(),
+                redelivered_as: one.redelivered_as.get(),
+            })
+            .collect();
+        Ok(v1::RedeliverEventsResponse { redelivered, next: next.map_or(0, Sequence::get) })
+    }
+
+    pub(crate) async fn list_subscriptions(&self) -> Result<v1::ListSubscriptionsResponse, Status> {
+        let states = self.subscriptions().await.map_err(|error| status(&error))?;
+        let head = self.store.head().borrow().get();
+        Ok(v1::ListSubscriptionsResponse { subscriptions: states.iter().map(Into::into).collect(), head })
+    }
+
+    pub(crate) async fn show_statistics(&self) -> Result<v1::ShowStatisticsResponse, Status> {
+        let statistics = self.statistics().await.map_err(|error| status(&error))?;
+        Ok(v1::ShowStatisticsResponse { store_id: self.store.id().to_string(), ..(&statistics).into() })
+    }
+
+    pub(crate) fn list_watchlist(&self) -> v1::ListWatchlistResponse {
+        v1::ListWatchlistResponse { entries: on_wire(&self.watchlist.entries()) }
+    }
+
+    pub(crate) async fn change_watchlist_by(
+        &self,
+        wire: v1::ChangeWatchlistRequest,
+    ) -> Result<v1::ChangeWatchlistResponse, Status> {
+        let (text, change) = match wire.change {
+            Some(Change::Add(text)) => (text, WatchlistChange::Added),
+            Some(Change::Remove(text)) => (text, WatchlistChange::Removed),
+            None => return Err(Status::invalid_argument("change: say what to add or to remove")),
+        };
+        let pattern: RepositoryPattern =
+            text.parse().map_err(|error| Status::invalid_argument(format!("change: {error}")))?;
+        let entries = self.change_watchlist(&pattern, change).await.map_err(|error| status(&error))?;
+        Ok(v1::ChangeWatchlistResponse { entries: on_wire(&entries) })
+    }
+}
+
+fn on_wire(entries: &[WatchlistEntry]) -> Vec<v1::WatchlistEntry> {
+    entries.iter().map(Into::into).collect()
+}
+
+/// Why an event is not shown.
+pub(super) fn missing(sequence: Sequence) -> String {
+    format!("there is no event {sequence} in the store; it may have been removed by retention")
+}

@@ -1,0 +1,98 @@
+//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, all else for operators.
+
+use std::sync::Arc;
+
+use gitstafette_proto::v1;
+use gitstafette_proto::v1::gitstafette_server::Gitstafette;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::admin::Admin;
+use crate::auth::ClientAuth;
+use crate::subscribe::Subscriptions;
+
+/// Serves both. Callers are authenticated before they come here; whether one is an operator is looked at here.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) subscriptions: Subscriptions,
+    pub(crate) admin: Arc<Admin>,
+    pub(crate) auth: ClientAuth,
+}
+
+impl Service {
+    /// The message of an operator's request.
+    fn operator<T>(&self, request: Request<T>) -> Result<T, Status> {
+        let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
+        self.auth.check_operator(authorization)?;
+        Ok(request.into_inner())
+    }
+}
+
+#[tonic::async_trait]
+impl Gitstafette for Service {
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::SubscribeRequest>>,
+    ) -> Result<Response<BoxStream<v1::SubscribeResponse>>, Status> {
+        self.subscriptions.subscribe(request).await.map(Response::new)
+    }
+
+    async fn list_events(
+        &self,
+        request: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<v1::ListEventsResponse>, Status> {
+        self.admin.list_events(self.operator(request)?).await.map(Response::new)
+    }
+
+    async fn show_event(
+        &self,
+        request: Request<v1::ShowEventRequest>,
+    ) -> Result<Response<v1::ShowEventResponse>, Status> {
+        self.admin.show_event(self.operator(request)?).await.map(Response::new)
+    }
+
+    async fn follow_events(
+        &self,
+        request: Request<v1::FollowEventsRequest>,
+    ) -> Result<Response<BoxStream<v1::FollowEventsResponse>>, Status> {
+        Arc::clone(&self.admin).follow_events(self.operator(request)?).map(Response::new)
+    }
+
+    async fn redeliver_events(
+        &self,
+        request: Request<v1::RedeliverEventsRequest>,
+    ) -> Result<Response<v1::RedeliverEventsResponse>, Status> {
+        self.admin.redeliver_events(self.operator(request)?).await.map(Response::new)
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<v1::ListSubscriptionsRequest>,
+    ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        self.operator(request)?;
+        self.admin.list_subscriptions().await.map(Response::new)
+    }
+
+    async fn show_statistics(
+        &self,
+        request: Request<v1::ShowStatisticsRequest>,
+    ) -> Result<Response<v1::ShowStatisticsResponse>, Status> {
+        self.operator(request)?;
+        self.admin.show_statistics().await.map(Response::new)
+    }
+
+    async fn list_watchlist(
+        &self,
+        request: Request<v1::ListWatchlistRequest>,
+    ) -> Result<Response<v1::ListWatchlistResponse>, Status> {
+        self.operator(request)?;
+        Ok(Response::new(self.admin.list_watchlist()))
+    }
+
+    async fn change_watchlist(
+        &self,
+        request: Request<v1::ChangeWatchlistRequest>,
+    ) -> Result<Response<v1::ChangeWatchlistResponse>, Status> {
+        self.admin.change_watchlist_by(self.operator(request)?).await.map(Response::new)
+    }
+}

@@ -1,0 +1,203 @@
+//! A session's way from the log to its client: what is recalled, what comes next, what was missed.
+
+use std::sync::Arc;
+
+use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::filter::Filter;
+use gitstafette_core::store::{Page, ReadLimit, StoreError};
+use gitstafette_core::subscription::Window;
+use gitstafette_proto::convert::duration;
+use gitstafette_proto::v1;
+use gitstafette_proto::v1::subscribe_response::Response;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use super::outbox::{Gone, Outbox, PAGE, Share};
+use super::service::{head, status};
+use super::session::{End, Session, wire};
+
+/// What is to be sent next.
+enum Next {
+    /// A deferred event that the client wants again.
+    Recalled(Sequence),
+    /// The log after a sequence, as far as the window has room.
+    After(Sequence, Window),
+}
+
+impl Session {
+    /// Follows the log: catching up and following live are the same.
+    pub(super) async fn send_events(&self) -> End {
+        let mut heads = self.store.head();
+        match self.follow_log(&mut heads).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn follow_log(
+        &self,
+        heads: &mut watch::Receiver<Sequence>,
+    ) -> Result<std::convert::Infallible, End> {
+        self.say_started().await?;
+        loop {
+            let turn = self.outbox.turn().await?;
+            match self.next().await {
+                Next::Recalled(sequence) => self.send_recalled(sequence, turn).await?,
+                Next::After(after, room) => {
+                    let limit =
+                        ReadLimit { events: room.events.min(PAGE.events), bytes: room.bytes.min(PAGE.bytes) };
+                    let read_to = self.send_page(after, limit, turn).await?;
+                    if read_to <= after {
+                        self.wait_for_more(heads, after).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn say_started(&self) -> Result<(), End> {
+        let started = v1::Started {
+            server_name: self.server_name.clone(),
+            cursor: self.stored_cursor().get(),
+            head: head(&*self.store).get(),
+            heartbeat_interval: Some(duration(self.options.heartbeat)),
+            store_id: self.store.id().to_string(),
+        };
+        info!(cursor = started.cursor, head = started.head, "a client attached");
+        Ok(self.send(Response::Started(started)).await?)
+    }
+
+    /// Waits until something may be sent.
+    async fn next(&self) -> Next {
+        loop {
+            {
+                let flow = self.flow();
+                match (flow.room(), flow.next_recalled()) {
+                    (Some(_), Some(recalled)) => return Next::Recalled(recalled),
+                    (Some(room), None) => return Next::After(flow.position(), room),
+                    (None, _) => {}
+                }
+            }
+            // An acknowledgement between the look and the wait leaves a permit: it is not missed.
+            self.changed.notified().await;
+        }
+    }
+
+    /// Waits until the log goes on or the client wants something again.
+    async fn wait_for_more(&self, heads: &mut watch::Receiver<Sequence>, after: Sequence) -> Result<(), End> {
+        tokio::select! {
+            more = heads.wait_for(|head| *head > after) => match more {
+                Ok(_) => Ok(()),
+                Err(_) => Err(End::Failed(Status::unavailable("the server is going down; reconnect"))),
+            },
+            () = self.changed.notified() => Ok(()),
+        }
+    }
+
+    /// Sends the next page of the log; returns how far it was read.
+    async fn send_page(
+        &self,
+        after: Sequence,
+        limit: ReadLimit,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<Sequence, End> {
+        let (page, share) = self.read(after, &self.filter, limit).await?;
+        self.tell_missed(page.removed_to).await?;
+        let hold = Outbox::page(turn, share);
+        for event in page.events.iter().filter(|event| event.address.includes_client(&self.client)) {
+            let wanted = {
+                let mut flow = self.flow();
+                let wanted = flow.wants(event.sequence);
+                if wanted {
+                    flow.sent(event.sequence, event.webhook.size());
+                }
+                wanted
+            };
+            if wanted {
+                self.send_event(event, &hold).await?;
+            }
+        }
+        self.flow().read_to(page.read_to);
+        Ok(page.read_to)
+    }
+
+    /// Sends a deferred event again, or says that it is gone.
+    async fn send_recalled(&self, sequence: Sequence, turn: OwnedSemaphorePermit) -> Result<(), End> {
+        let limit = ReadLimit { events: 1, bytes: PAGE.bytes };
+        let (page, share) = self.read(sequence.previous(), &Filter::default(), limit).await?;
+        match page.events.first().filter(|event| event.sequence == sequence) {
+            Some(event) => {
+                self.flow().sent(sequence, event.webhook.size());
+                self.send_event(event, &Outbox::page(turn, share)).await
+            }
+            None => {
+                self.flow().lost(sequence);
+                self.say_missed(sequence, sequence).await
+            }
+        }
+    }
+
+    /// One page, with its share of the traffic if it is one large event. Such an event is not kept while its turn is
+    /// waited for: it is read again then.
+    async fn read(
+        &self,
+        after: Sequence,
+        filter: &Filter,
+        limit: ReadLimit,
+    ) -> Result<(Page, Option<Share>), End> {
+        let read = async || {
+            let page = self.store.read(after, filter, limit).await?;
+            let bytes = page.events.iter().map(|event| event.webhook.size()).sum();
+            Ok::<(Page, u64), StoreError>((page, bytes))
+        };
+        let failed = |error: StoreError| End::Failed(status(&error));
+        let (page, bytes) = read().await.map_err(failed)?;
+        if bytes <= PAGE.bytes {
+            return Ok((page, None));
+        }
+        if let Some(share) = self.traffic.try_share(bytes) {
+            return Ok((page, Some(share)));
+        }
+        drop(page);
+        let share = self.traffic.share(bytes).await;
+        let (page, _) = read().await.map_err(failed)?;
+        Ok((page, share))
+    }
+
+    async fn tell_missed(&self, removed_to: Sequence) -> Result<(), End> {
+        let missed = self.flow().removed(removed_to);
+        match missed {
+            Some((first, last)) => self.say_missed(first, last).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn say_missed(&self, first: Sequence, last: Sequence) -> Result<(), End> {
+        let events = last.get() - first.get() + 1;
+        warn!(
+            missed.first = first.get(),
+            missed.last = last.get(),
+            missed.events = events,
+            "retention removed events that the client has not acknowledged"
+        );
+        self.standing.missed(events);
+        self.metrics.missed.inc_by(events);
+        let missed = v1::Missed { first: first.get(), last: last.get() };
+        Ok(self.send(Response::Missed(missed)).await?)
+    }
+
+    async fn send_event(&self, event: &Arc<Event>, page: &Arc<super::outbox::Page>) -> Result<(), End> {
+        debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "sent");
+        self.outbox.event(wire(Response::Event(v1::Event::from(&**event))), page).await?;
+        self.standing.sent();
+        self.metrics.events_sent.inc();
+        Ok(())
+    }
+}
+
+impl From<Gone> for End {
+    fn from(_: Gone) -> Self {
+        Self::Client
+    }
+}

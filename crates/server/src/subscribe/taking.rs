@@ -1,0 +1,124 @@
+//! What a session takes from its client: acknowledgements, which are stored, and what it puts down and wants again.
+
+use std::sync::atomic::Ordering;
+
+use gitstafette_core::event::Sequence;
+use gitstafette_core::store::Acknowledgement;
+use gitstafette_proto::convert::{MAX_DEFERRED, WireError, sequences};
+use gitstafette_proto::v1::subscribe_request::Request;
+use gitstafette_proto::v1::subscribe_response::Response;
+use gitstafette_proto::v1::{Acknowledgements, Receipt, SubscribeRequest};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::service::{head, malformed, status};
+use super::session::{End, Session};
+
+/// How many messages with acknowledgements may wait for the store: as many are stored at once.
+pub(super) const BATCHES: usize = 64;
+
+impl Session {
+    /// Takes what the client sends, as long as it sends.
+    pub(super) async fn take_requests(
+        &self,
+        mut requests: Streaming<SubscribeRequest>,
+        taken: mpsc::Sender<Vec<Acknowledgement>>,
+    ) -> End {
+        loop {
+            let request = match requests.message().await {
+                // A client may close its half and go on reading, until its window is full.
+                Ok(None) => return std::future::pending().await,
+                Err(_) => return End::Client,
+                Ok(Some(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
+                Ok(Some(SubscribeRequest { request: Some(request) })) => request,
+            };
+            let done = match request {
+                Request::Acknowledgements(message) => match acknowledgements(message) {
+                    Ok(acknowledgements) => {
+                        drop(taken.send(acknowledgements).await);
+                        Ok(())
+                    }
+                    Err(error) => Err(malformed(&error)),
+                },
+                Request::Deferral(message) => self.defer(&sequences(&message.sequences)),
+                Request::Recall(message) => {
+                    self.recall(&sequences(&message.sequences));
+                    Ok(())
+                }
+                Request::Subscription(_) => Err(Status::invalid_argument(
+                    "a stream has one subscription; open another stream for another",
+                )),
+            };
+            if let Err(status) = done {
+                return End::Failed(status);
+            }
+        }
+    }
+
+    fn defer(&self, sequences: &[Sequence]) -> Result<(), Status> {
+        let deferred = {
+            let mut flow = self.flow();
+            sequences.iter().for_each(|sequence| flow.defer(*sequence));
+            self.standing.follow(&flow);
+            flow.deferred()
+        };
+        self.changed.notify_one();
+        if deferred > MAX_DEFERRED {
+            let message =
+                format!("more than {MAX_DEFERRED} events are deferred; keep further ones unacknowledged");
+            return Err(Status::resource_exhausted(message));
+        }
+        Ok(())
+    }
+
+    fn recall(&self, sequences: &[Sequence]) {
+        let mut flow = self.flow();
+        sequences.iter().for_each(|sequence| flow.recall(*sequence));
+        drop(flow);
+        self.changed.notify_one();
+    }
+
+    /// Stores what became of events, and only then gives receipts. What comes while one commit is under way is stored
+    /// by the next: a subscriber is not bound to one event per fsync.
+    pub(super) async fn store_acknowledgements(
+        &self,
+        mut taken: mpsc::Receiver<Vec<Acknowledgement>>,
+    ) -> Result<(), Status> {
+        let mut batches = Vec::new();
+        while taken.recv_many(&mut batches, BATCHES).await > 0 {
+            let acknowledgements: Vec<_> = batches.drain(..).flatten().collect();
+            let receipt: Vec<_> = acknowledgements.iter().map(|one| one.sequence.get()).collect();
+            self.store_batch(acknowledgements).await?;
+            if !receipt.is_empty() {
+                // A client that is gone needs no receipt: the session ends by another half.
+                drop(self.send(Response::Receipt(Receipt { sequences: receipt })).await);
+            }
+        }
+        Ok(())
+    }
+
+    async fn store_batch(&self, mut acknowledgements: Vec<Acknowledgement>) -> Result<(), Status> {
+        let head = head(&*self.store);
+        let cursor = {
+            let mut flow = self.flow();
+            acknowledgements.retain(|one| flow.acknowledged(one.sequence, head));
+            self.standing.follow(&flow);
+            flow.cursor()
+        };
+        self.changed.notify_one();
+        if acknowledgements.is_empty() && cursor <= self.stored_cursor() {
+            return Ok(());
+        }
+        for outcome in acknowledgements.iter().flat_map(|one| &one.outcomes) {
+            self.metrics.outcomes.with_label_values(&[outcome.result.as_str()]).inc();
+        }
+        let stored = self.store.acknowledge(&self.client, acknowledgements, cursor).await;
+        stored.map_err(|error| status(&error))?;
+        self.cursor.store(cursor.get(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn acknowledgements(message: Acknowledgements) -> Result<Vec<Acknowledgement>, WireError> {
+    message.acknowledgements.into_iter().map(TryInto::try_into).collect()
+}

@@ -1,0 +1,135 @@
+//! The watchlist as it stands: the configured one, and what operators changed at run time, which the store keeps.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use gitstafette_core::repository::{RepositoryPattern, Watchlist};
+use gitstafette_core::store::{EventStore, StoreError, WatchlistChange};
+use gitstafette_proto::convert::{WatchlistEntry, WatchlistOrigin};
+
+/// A watchlist that changes while it is in use.
+#[derive(Debug)]
+pub(crate) struct LiveWatchlist {
+    configured: Watchlist,
+    store: Arc<dyn EventStore>,
+    state: RwLock<State>,
+    /// Held for one change: what is in memory follows the store in the same order.
+    changing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    entries: Vec<WatchlistEntry>,
+    /// What the entries amount to.
+    current: Arc<Watchlist>,
+}
+
+impl LiveWatchlist {
+    /// The configured watchlist with the changes that the store keeps.
+    pub(crate) async fn load(configured: Watchlist, store: Arc<dyn EventStore>) -> Result<Self, StoreError> {
+        let changes = store.watchlist_changes().await?;
+        let state = RwLock::new(State::new(&configured, changes));
+        Ok(Self { configured, store, state, changing: tokio::sync::Mutex::default() })
+    }
+
+    /// What is accepted now.
+    pub(crate) fn current(&self) -> Arc<Watchlist> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner).current)
+    }
+
+    /// Every pattern and where it comes from.
+    pub(crate) fn entries(&self) -> Vec<WatchlistEntry> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).entries.clone()
+    }
+
+    /// Adds a pattern, or removes it: from now on, and after a restart.
+    pub(crate) async fn change(
+        &self,
+        pattern: &RepositoryPattern,
+        change: WatchlistChange,
+    ) -> Result<Vec<WatchlistEntry>, StoreError> {
+        let _changing = self.changing.lock().await;
+        let configured = self.configured.patterns().contains(pattern);
+        // What is as configured again needs no note.
+        let kept = match (change, configured) {
+            (WatchlistChange::Added, true) | (WatchlistChange::Removed, false) => None,
+            (change, _) => Some(change),
+        };
+        self.store.change_watchlist(pattern, kept).await?;
+        let state = State::new(&self.configured, self.store.watchlist_changes().await?);
+        let entries = state.entries.clone();
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        Ok(entries)
+    }
+}
+
+impl State {
+    fn new(configured: &Watchlist, changes: Vec<(RepositoryPattern, WatchlistChange)>) -> Self {
+        let is_removed = |pattern: &RepositoryPattern| {
+            changes.iter().any(|(other, change)| other == pattern && *change == WatchlistChange::Removed)
+        };
+        let mut entries: Vec<_> = configured
+            .patterns()
+            .iter()
+            .map(|pattern| WatchlistEntry {
+                pattern: pattern.clone(),
+                origin: if is_removed(pattern) {
+                    WatchlistOrigin::Removed
+                } else {
+                    WatchlistOrigin::Configured
+                },
+            })
+            .collect();
+        let mut added: Vec<_> = changes
+            .into_iter()
+            .filter(|(pattern, change)| {
+                *change == WatchlistChange::Added && !configured.patterns().contains(pattern)
+            })
+            .map(|(pattern, _)| WatchlistEntry { pattern, origin: WatchlistOrigin::Added })
+            .collect();
+        added.sort_by_cached_key(|entry| entry.pattern.to_string());
+        entries.extend(added);
+        let accepted = entries.iter().filter(|entry| entry.origin != WatchlistOrigin::Removed);
+        let current = Arc::new(Watchlist::new(accepted.map(|entry| entry.pattern.clone()).collect()));
+        Self { entries, current }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gitstafette_core::store::{MemoryStore, Options};
+
+    fn pattern(text: &str) -> RepositoryPattern {
+        text.parse().unwrap()
+    }
+
+    fn shown(entries: &[WatchlistEntry]) -> Vec<String> {
+        entries.iter().map(|entry| format!("{} {:?}", entry.pattern, entry.origin)).collect()
+    }
+
+    #[tokio::test]
+    async fn changes_are_kept_over_the_configuration() {
+        let store: Arc<dyn EventStore> = Arc::new(MemoryStore::new(Options::default()));
+        let configured = Watchlist::new(vec![pattern("octo/*"), pattern("7")]);
+        let load = async |configured: &Watchlist| {
+            LiveWatchlist::load(configured.clone(), Arc::clone(&store)).await.unwrap()
+        };
+        let live = load(&configured).await;
+        live.change(&pattern("cat/hub"), WatchlistChange::Added).await.unwrap();
+        live.change(&pattern("octo/*"), WatchlistChange::Removed).await.unwrap();
+        live.change(&pattern("never/there"), WatchlistChange::Removed).await.unwrap();
+        let expected = ["octo/* Removed", "7 Configured", "cat/hub Added"];
+        assert_eq!(shown(&live.entries()), expected);
+        assert_eq!(live.current().patterns(), [pattern("7"), pattern("cat/hub")]);
+
+        let again = load(&configured).await;
+        assert_eq!(shown(&again.entries()), expected, "after a restart");
+        again.change(&pattern("octo/*"), WatchlistChange::Added).await.unwrap();
+        assert_eq!(shown(&again.entries())[0], "octo/* Configured");
+
+        // What was added is now configured, and what was removed is gone: the notes do no harm.
+        again.change(&pattern("7"), WatchlistChange::Removed).await.unwrap();
+        let other = load(&Watchlist::new(vec![pattern("cat/hub")])).await;
+        assert_eq!(shown(&other.entries()), ["cat/hub Configured"]);
+    }
+}
