@@ -2,12 +2,15 @@
 //! processes that are killed.
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+mod admin;
 mod crash;
 mod delivery;
 mod fake_server;
 mod ingest;
 mod listening;
+mod network;
 mod programs;
 mod streams;
 mod support;
+mod targets;
 mod tls;
