@@ -8,6 +8,7 @@ mod delivery;
 mod fake_server;
 mod ingest;
 mod listening;
+mod memory;
 mod network;
 mod programs;
 mod streams;
