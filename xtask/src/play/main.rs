@@ -9,6 +9,7 @@ use anyhow::bail;
 mod bench;
 mod delivery;
 mod demo;
+mod figures;
 mod http;
 mod process;
 mod relay;
