@@ -1,4 +1,4 @@
-//! Builds what the demo and the bench need, in view of the reader, and goes on as the program that shows them.
+//! Builds what a task needs, in view of the reader, and goes on as the program that shows it.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -15,27 +15,53 @@ const PLAY: &str = "xtask-play";
 pub(crate) const SECONDS: &str = "10";
 /// How long a load may last: the store keeps 1 GiB, longer loads show nothing new.
 const MOST_SECONDS: u64 = 300;
+/// How many rounds chaos has unless the reader says otherwise.
+pub(crate) const ROUNDS: &str = "100";
+/// How many it may have: it keeps a hash of every webhook that is sent.
+const MOST_ROUNDS: u64 = 10_000;
 
 /// `cargo xtask demo`.
 pub(crate) fn demo(arguments: &[&str]) -> anyhow::Result<()> {
-    println!("Building gitstafette-server and gitstafette-client. The first time takes some minutes.\n");
-    // What `cargo xtask ci` builds, too: the whole workspace, and with the examples the features of dev-dependencies.
-    // So nothing is built twice.
-    let programs = Programs::build(&["--workspace", "--bins", "--examples", "--locked"])?;
+    let programs = build_for_checks()?;
     play(&programs, &programs, "demo", arguments)
+}
+
+/// `cargo xtask chaos`.
+pub(crate) fn chaos(rounds: &str) -> anyhow::Result<()> {
+    check("--rounds", rounds, 1, MOST_ROUNDS)?;
+    let programs = build_for_checks()?;
+    play(&programs, &programs, "chaos", &[rounds])
 }
 
 /// `cargo xtask bench`.
 pub(crate) fn bench(seconds: &str) -> anyhow::Result<()> {
-    if !seconds.parse().is_ok_and(|seconds| (1..=MOST_SECONDS).contains(&seconds)) {
-        bail!("--seconds is a whole number from 1 to {MOST_SECONDS}, not {seconds:?}");
+    check("--seconds", seconds, 1, MOST_SECONDS)?;
+    let (measuring, shipped) = build_for_release()?;
+    play(&measuring, &shipped, "bench", &[seconds])
+}
+
+/// A number that the reader gave, before anything is built for it.
+fn check(option: &str, value: &str, least: u64, most: u64) -> anyhow::Result<()> {
+    if !value.parse().is_ok_and(|value| (least..=most).contains(&value)) {
+        bail!("{option} is a whole number from {least} to {most}, not {value:?}");
     }
+    Ok(())
+}
+
+/// What `cargo xtask ci` builds, too: the whole workspace, and with the examples the features of dev-dependencies. So
+/// nothing is built twice.
+fn build_for_checks() -> anyhow::Result<Programs> {
+    println!("Building gitstafette-server and gitstafette-client. The first time takes some minutes.\n");
+    Programs::build(&["--workspace", "--bins", "--examples", "--locked"])
+}
+
+/// What measures, and the programs as they are shipped: together with xtask they would get the features that it needs.
+fn build_for_release() -> anyhow::Result<(Programs, Programs)> {
     println!("Building all for release. The first time takes some minutes.\n");
-    // The programs as they are shipped: together with xtask they would get the features that it needs, too.
     let shipped = Programs::build(&["--release", "--locked", "-p", SERVER, "-p", CLIENT])?;
     // What measures is built for release, too: else it would slow down what it measures.
     let measuring = Programs::build(&["--release", "--locked", "-p", "xtask", "--bin", PLAY])?;
-    play(&measuring, &shipped, "bench", &[seconds])
+    Ok((measuring, shipped))
 }
 
 /// Becomes the program that shows a task, so that signals and the exit code are its own.
@@ -50,10 +76,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_lasts_a_bounded_time() {
-        for wrong in ["0", "301", "-1", "1.5", "ten", ""] {
-            let error = bench(wrong).unwrap_err().to_string();
-            assert!(error.contains("from 1 to 300"), "{wrong:?}: {error}");
+    fn what_a_task_takes_is_bounded() {
+        type Task = fn(&str) -> anyhow::Result<()>;
+        let tasks: [(Task, &str); 2] = [
+            (bench, "from 1 to 300"),
+            (chaos, "from 1 to 10000"),
+        ];
+        for (task, bounds) in tasks {
+            for wrong in ["0", "10001", "-1", "1.5", "ten", ""] {
+                let error = task(wrong).unwrap_err().to_string();
+                assert!(error.contains(bounds), "{wrong:?}: {error}");
+            }
         }
     }
 }

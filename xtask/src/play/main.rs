@@ -1,4 +1,4 @@
-//! What `cargo xtask demo` and `cargo xtask bench` show. Not for people to call: xtask builds first.
+//! What `cargo xtask demo`, `bench` and `chaos` show. Not for people to call: xtask builds first.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::process::ExitCode;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 mod bench;
+mod chaos;
 mod delivery;
 mod demo;
 mod figures;
@@ -15,6 +16,7 @@ mod process;
 mod relay;
 mod target;
 mod text;
+mod webhooks;
 
 use relay::Programs;
 
@@ -39,6 +41,7 @@ async fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["bench", server, client, seconds] => {
             bench::run(programs(server, client), Duration::from_secs(seconds.parse()?)).await
         }
+        ["chaos", server, client, rounds] => chaos::run(&programs(server, client), rounds.parse()?).await,
         // A process of its own in the bench.
         ["bare-server"] => bench::bare::serve().await,
         _ => bail!("run cargo xtask instead"),
