@@ -19,6 +19,10 @@ const MOST_SECONDS: u64 = 300;
 pub(crate) const ROUNDS: &str = "100";
 /// How many it may have: it keeps a hash of every webhook that is sent.
 const MOST_ROUNDS: u64 = 10_000;
+/// How long the soak lasts unless the reader says otherwise, in minutes.
+pub(crate) const MINUTES: &str = "30";
+/// How long it may last: a day.
+const MOST_MINUTES: u64 = 1_440;
 
 /// `cargo xtask demo`.
 pub(crate) fn demo(arguments: &[&str]) -> anyhow::Result<()> {
@@ -38,6 +42,13 @@ pub(crate) fn bench(seconds: &str) -> anyhow::Result<()> {
     check("--seconds", seconds, 1, MOST_SECONDS)?;
     let (measuring, shipped) = build_for_release()?;
     play(&measuring, &shipped, "bench", &[seconds])
+}
+
+/// `cargo xtask soak`.
+pub(crate) fn soak(minutes: &str) -> anyhow::Result<()> {
+    check("--minutes", minutes, 1, MOST_MINUTES)?;
+    let (measuring, shipped) = build_for_release()?;
+    play(&measuring, &shipped, "soak", &[minutes])
 }
 
 /// A number that the reader gave, before anything is built for it.
@@ -78,9 +89,10 @@ mod tests {
     #[test]
     fn what_a_task_takes_is_bounded() {
         type Task = fn(&str) -> anyhow::Result<()>;
-        let tasks: [(Task, &str); 2] = [
+        let tasks: [(Task, &str); 3] = [
             (bench, "from 1 to 300"),
             (chaos, "from 1 to 10000"),
+            (soak, "from 1 to 1440"),
         ];
         for (task, bounds) in tasks {
             for wrong in ["0", "10001", "-1", "1.5", "ten", ""] {

@@ -20,7 +20,9 @@ tasks:
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
   chaos [--rounds N]   kill -9 of server and client under load, N times (100); fails if a webhook was
                        lost, changed or overtaken
-  bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load";
+  bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load
+  soak [--minutes N]   a steady load for N minutes (30): whether memory, disk and latency stay as they
+                       are; fails if a webhook was lost or refused";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +43,8 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["demo", "--once"] => launch::demo(&["--once"]),
         ["chaos"] => launch::chaos(launch::ROUNDS),
         ["chaos", "--rounds", rounds] => launch::chaos(rounds),
+        ["soak"] => launch::soak(launch::MINUTES),
+        ["soak", "--minutes", minutes] => launch::soak(minutes),
         ["bench"] => launch::bench(launch::SECONDS),
         ["bench", "--seconds", seconds] => launch::bench(seconds),
         [] | ["help" | "--help" | "-h"] => {

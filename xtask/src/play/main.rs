@@ -1,4 +1,4 @@
-//! What `cargo xtask demo`, `bench` and `chaos` show. Not for people to call: xtask builds first.
+//! What `cargo xtask demo`, `bench`, `chaos` and `soak` show. Not for people to call: xtask builds first.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ mod figures;
 mod http;
 mod process;
 mod relay;
+mod soak;
 mod target;
 mod text;
 mod webhooks;
@@ -42,6 +43,7 @@ async fn run(arguments: &[&str]) -> anyhow::Result<()> {
             bench::run(programs(server, client), Duration::from_secs(seconds.parse()?)).await
         }
         ["chaos", server, client, rounds] => chaos::run(&programs(server, client), rounds.parse()?).await,
+        ["soak", server, client, minutes] => soak::run(&programs(server, client), minutes.parse()?).await,
         // A process of its own in the bench.
         ["bare-server"] => bench::bare::serve().await,
         _ => bail!("run cargo xtask instead"),
