@@ -23,6 +23,12 @@ const MOST_ROUNDS: u64 = 10_000;
 pub(crate) const MINUTES: &str = "30";
 /// How long it may last: a day.
 const MOST_MINUTES: u64 = 1_440;
+/// How many subscribers and events lag has unless the reader says otherwise.
+pub(crate) const SUBSCRIBERS: &str = "1000";
+pub(crate) const EVENTS: &str = "50000";
+/// How many there may be: the server takes 4,096 connections, and keeps 1 GiB of events.
+const MOST_SUBSCRIBERS: u64 = 4_000;
+const MOST_EVENTS: u64 = 250_000;
 
 /// `cargo xtask demo`.
 pub(crate) fn demo(arguments: &[&str]) -> anyhow::Result<()> {
@@ -51,6 +57,22 @@ pub(crate) fn soak(minutes: &str) -> anyhow::Result<()> {
     play(&measuring, &shipped, "soak", &[minutes])
 }
 
+/// `cargo xtask lag`, with its options in any order.
+pub(crate) fn lag(options: &[&str]) -> anyhow::Result<()> {
+    let (mut subscribers, mut events) = (SUBSCRIBERS, EVENTS);
+    for option in options.chunks(2) {
+        match *option {
+            ["--subscribers", number] => subscribers = number,
+            ["--events", number] => events = number,
+            _ => bail!("the options of lag are --subscribers N and --events N"),
+        }
+    }
+    check("--subscribers", subscribers, 2, MOST_SUBSCRIBERS)?;
+    check("--events", events, 1, MOST_EVENTS)?;
+    let (measuring, shipped) = build_for_release()?;
+    play(&measuring, &shipped, "lag", &[subscribers, events])
+}
+
 /// A number that the reader gave, before anything is built for it.
 fn check(option: &str, value: &str, least: u64, most: u64) -> anyhow::Result<()> {
     if !value.parse().is_ok_and(|value| (least..=most).contains(&value)) {
@@ -77,7 +99,11 @@ fn build_for_release() -> anyhow::Result<(Programs, Programs)> {
 
 /// Becomes the program that shows a task, so that signals and the exit code are its own.
 fn play(playing: &Programs, shown: &Programs, task: &str, arguments: &[&str]) -> anyhow::Result<()> {
-    let mut command = Command::new(playing.find(PLAY)?);
+    // The shell raises the limit of open files as far as it may, for the many connections of lag.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"ulimit -S -n "$(ulimit -H -n)" 2>/dev/null; exec "$0" "$@""#])
+        .arg(playing.find(PLAY)?);
     command.arg(task).args([shown.find(SERVER)?, shown.find(CLIENT)?]).args(arguments);
     Err(command.exec()).with_context(|| format!("{PLAY} did not start"))
 }
@@ -89,16 +115,24 @@ mod tests {
     #[test]
     fn what_a_task_takes_is_bounded() {
         type Task = fn(&str) -> anyhow::Result<()>;
-        let tasks: [(Task, &str); 3] = [
+        let tasks: [(Task, &str); 4] = [
             (bench, "from 1 to 300"),
             (chaos, "from 1 to 10000"),
             (soak, "from 1 to 1440"),
+            (|number| lag(&["--subscribers", number]), "from 2 to 4000"),
         ];
         for (task, bounds) in tasks {
             for wrong in ["0", "10001", "-1", "1.5", "ten", ""] {
                 let error = task(wrong).unwrap_err().to_string();
                 assert!(error.contains(bounds), "{wrong:?}: {error}");
             }
+        }
+    }
+
+    #[test]
+    fn lag_knows_its_options() {
+        for wrong in [&["--events"][..], &["--events", "0"], &["--rounds", "1"], &["10", "10"]] {
+            assert!(lag(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -22,7 +22,10 @@ tasks:
                        lost, changed or overtaken
   bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load
   soak [--minutes N]   a steady load for N minutes (30): whether memory, disk and latency stay as they
-                       are; fails if a webhook was lost or refused";
+                       are; fails if a webhook was lost or refused
+  lag [--subscribers N] [--events N]
+                       what subscribers cost that stopped reading: half of N (1000), while N webhooks
+                       (50000) come in; fails if one got less than it asked for";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +48,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["chaos", "--rounds", rounds] => launch::chaos(rounds),
         ["soak"] => launch::soak(launch::MINUTES),
         ["soak", "--minutes", minutes] => launch::soak(minutes),
+        ["lag", options @ ..] => launch::lag(options),
         ["bench"] => launch::bench(launch::SECONDS),
         ["bench", "--seconds", seconds] => launch::bench(seconds),
         [] | ["help" | "--help" | "-h"] => {

@@ -1,4 +1,4 @@
-//! What `cargo xtask demo`, `bench`, `chaos` and `soak` show. Not for people to call: xtask builds first.
+//! What `cargo xtask demo`, `bench`, `chaos`, `soak` and `lag` show. Not for people to call: xtask builds first.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::process::ExitCode;
@@ -12,6 +12,7 @@ mod delivery;
 mod demo;
 mod figures;
 mod http;
+mod lag;
 mod process;
 mod relay;
 mod soak;
@@ -44,6 +45,10 @@ async fn run(arguments: &[&str]) -> anyhow::Result<()> {
         }
         ["chaos", server, client, rounds] => chaos::run(&programs(server, client), rounds.parse()?).await,
         ["soak", server, client, minutes] => soak::run(&programs(server, client), minutes.parse()?).await,
+        ["lag", server, client, subscribers, events] => {
+            let scale = lag::Scale { subscribers: subscribers.parse()?, events: events.parse()? };
+            lag::run(&programs(server, client), scale).await
+        }
         // A process of its own in the bench.
         ["bare-server"] => bench::bare::serve().await,
         _ => bail!("run cargo xtask instead"),
