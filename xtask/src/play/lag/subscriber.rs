@@ -50,6 +50,16 @@ impl Subscriber {
         number: usize,
         repository: usize,
     ) -> anyhow::Result<Self> {
+        let subscribed = Self::subscribe(server, token, number, repository);
+        tokio::time::timeout(PATIENCE, subscribed).await.context("no subscription in time")?
+    }
+
+    async fn subscribe(
+        server: SocketAddr,
+        token: &Secret,
+        number: usize,
+        repository: usize,
+    ) -> anyhow::Result<Self> {
         let repository = webhooks::repository_name(repository);
         // The windows of HTTP/2 are tonic's own: 64 KiB, what other languages' clients have, too.
         let channel = Endpoint::from_shared(format!("http://{server}"))?.connect().await?;
@@ -135,7 +145,8 @@ impl Subscriber {
             .map(|sequence| Acknowledgement { sequence, outcomes: vec![outcome.clone()] })
             .collect();
         let request = Some(Wire::Acknowledgements(Acknowledgements { acknowledgements }));
-        self.requests.send(SubscribeRequest { request }).await.context("the server ended a stream")
+        let sent = tokio::time::timeout(PATIENCE, self.requests.send(SubscribeRequest { request })).await;
+        sent.context("the server takes no acknowledgements")?.context("the server ended a stream")
     }
 }
 
