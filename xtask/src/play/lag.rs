@@ -47,6 +47,11 @@ impl Scale {
         (0..self.subscribers).map(share).sum()
     }
 
+    /// Whether a subscriber that is asleep is to get far more than its window takes without it.
+    fn holds(self) -> bool {
+        self.events / self.repositories() * ingest::SIZE > 2 * subscriber::WINDOW as usize
+    }
+
     /// As many subscribers as this process and the server may have connections.
     fn within(self, open_files: usize) -> Self {
         Self { subscribers: self.subscribers.min(open_files.saturating_sub(OTHER_FILES)), ..self }
@@ -81,6 +86,9 @@ pub(crate) async fn run(programs: &Programs, asked: Scale) -> anyhow::Result<()>
         number(scale.events / scale.repositories()),
         number(scale.messages())
     );
+    if !scale.holds() {
+        println!("TOO FEW webhooks: nothing holds those asleep, all fits into their HTTP/2 windows.");
+    }
     let lag = Lag { programs, folder: folder.path(), secrets: Secrets::random(), scale };
     let mut interrupts = Interrupts::catch()?;
     let mut processes = Processes::default();
@@ -284,6 +292,7 @@ mod tests {
             }
         }
         assert_eq!((FULL.repositories(), FULL.messages()), (100, 500_000));
+        assert!(FULL.holds() && !Scale { events: 5_000, ..FULL }.holds());
     }
 
     #[test]

@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BATCH: usize = 32;
 /// … or when nothing came for so long.
 const LINGER: Duration = Duration::from_millis(10);
+/// What a subscriber that does not read is sent, in bytes: HTTP/2's own initial window (RFC 9113 §6.9.2). hyper's, of
+/// megabytes, would hold all that it asked for, and the server would never notice that it sleeps.
+pub(crate) const WINDOW: u32 = 65_535;
 /// How many messages may wait for the connection.
 const REQUESTS: usize = 4;
 
@@ -61,8 +64,10 @@ impl Subscriber {
         repository: usize,
     ) -> anyhow::Result<Self> {
         let repository = webhooks::repository_name(repository);
-        // The windows of HTTP/2 are tonic's own: 64 KiB, what other languages' clients have, too.
-        let channel = Endpoint::from_shared(format!("http://{server}"))?.connect().await?;
+        let endpoint = Endpoint::from_shared(format!("http://{server}"))?
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+        let channel = endpoint.connect().await?;
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let subscription = Subscription {
             client_id: format!("lag-{number}"),
