@@ -36,6 +36,8 @@ mod lane;
 mod route;
 mod session;
 
+#[cfg(unix)]
+pub mod allocator;
 pub mod cli;
 pub mod config;
 pub mod health;

@@ -20,7 +20,7 @@ use tonic::{Request, Streaming};
 use crate::programs::Program;
 use crate::support::{Sender, TOKEN, TestClient, TestTarget, options, payload, soon};
 
-/// What the issue of a small machine allows.
+/// What the largest webhook may make of a server on a small machine.
 const MOST: u64 = 100 << 20;
 
 /// The most that a process ever had resident, in bytes (proc_pid_status(5)); `None` where the system does not tell.
@@ -118,12 +118,13 @@ async fn a_hundred_clients_that_catch_up_do_not_grow_the_server() {
     while let Some(read) = awake.join_next().await {
         read.unwrap();
     }
-    is_bounded(&program, MOST);
+    // What is on its way (32 MiB), once as it was read and once as it is sent; a hundred connections; and the rest.
+    is_bounded(&program, MOST + (50 << 20));
     // Those who slept get everything when they wake.
     for sleeper in asleep.into_iter().take(5) {
         sleeper.read_to(sizes.len() as u64).await;
     }
-    is_bounded(&program, MOST);
+    is_bounded(&program, MOST + (50 << 20));
 }
 
 #[tokio::test]
