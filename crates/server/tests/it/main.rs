@@ -4,6 +4,7 @@
 
 mod admin;
 mod crash;
+mod deferral;
 mod delivery;
 mod fake_server;
 mod ingest;
