@@ -13,7 +13,6 @@ use tracing::{error, info, warn};
 
 use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
-use crate::lane::RetryPolicy;
 use crate::route::Route;
 use crate::session::{self, End, Notice};
 
@@ -32,8 +31,6 @@ pub struct ClientOptions {
     pub subscription: Subscription,
     /// Where events go.
     pub routes: Vec<Route>,
-    /// How often and how long to try.
-    pub retry: RetryPolicy,
 }
 
 /// What the client is doing.
@@ -66,7 +63,7 @@ impl Client {
     /// Runs until `stop` is cancelled: reconnects after every break, resumes at the cursor, never gives up. Then the
     /// tries under way are finished and acknowledged.
     pub async fn run(self, stop: CancellationToken) {
-        let mut deliveries = Deliveries::new(self.options.routes.clone(), self.options.retry);
+        let mut deliveries = Deliveries::new(self.options.routes.clone());
         let mut start = self.options.subscription.start;
         let mut failures = 0;
         loop {

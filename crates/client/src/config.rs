@@ -13,8 +13,8 @@ use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 
 use crate::client::ClientOptions;
 use crate::connect::ServerAddress;
-use crate::lane::RetryPolicy;
 use crate::logging::{LogFormat, LogLevel};
+use crate::policy::DeliveryPolicy;
 use crate::route::Route;
 use crate::settings::{ConfigError, Known, Settings};
 use crate::target::{HttpTarget, PrintTarget};
@@ -25,6 +25,9 @@ pub const DEFAULTS: &str = include_str!("config.default.toml");
 
 /// The settings there are. Variables by other names: those of the Go implementation.
 pub const KNOWN: Known = Known { defaults: DEFAULTS, environment: &[("OAUTH_TOKEN", &["token"])] };
+
+/// The most repositories that can be delivered at once: each may take a connection to the target.
+const MOST_PARALLEL: u64 = 1024;
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -67,13 +70,7 @@ impl Config {
         let mut remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
         remarks.extend(settings.unknown_variables());
         let client_id = given_id.unwrap_or_else(|| default_client_id(to.is_some()));
-        let retry = RetryPolicy {
-            backoff: Backoff {
-                first: settings.positive_duration("retry-first"),
-                most: settings.positive_duration("retry-most"),
-            },
-            give_up_after: settings.duration("give-up-after"),
-        };
+        let policy = policy(&mut settings);
         let health_port = match settings.value("health-check-port", 0) {
             0 => None,
             port if settings.is_set("health-check-port") => Some(HealthPort::Wanted(port)),
@@ -94,8 +91,7 @@ impl Config {
                 max_bytes: Some(max_bytes),
                 deferred: Vec::new(),
             },
-            routes: vec![Route::new(target)],
-            retry,
+            routes: vec![Route { policy, ..Route::new(target) }],
         };
         settings.finish(Self { client, health_port, log_format, log_level, remarks })
     }
@@ -197,6 +193,19 @@ fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option
             settings.problem("target", &error.to_string());
             (Arc::new(PrintTarget::new()), None)
         }
+    }
+}
+
+fn policy(settings: &mut Settings) -> DeliveryPolicy {
+    let attempts: u32 = settings.value("give-up-attempts", 0);
+    DeliveryPolicy {
+        backoff: Backoff {
+            first: settings.positive_duration("retry-first"),
+            most: settings.positive_duration("retry-most"),
+        },
+        give_up_after: settings.duration("give-up-after"),
+        give_up_attempts: Some(attempts).filter(|attempts| *attempts > 0),
+        parallel: usize::try_from(settings.count("target-parallel", MOST_PARALLEL)).unwrap_or(usize::MAX),
     }
 }
 

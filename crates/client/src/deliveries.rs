@@ -12,10 +12,11 @@ use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::lane::{self, Completion, RetryPolicy};
-use crate::route::{LaneKey, Route};
+use crate::lane::{self, Parcel, Report};
+use crate::route::{Destination, LaneKey, Route};
 
 /// The target's name in the outcome of an event that no route wanted.
 const NO_TARGET: &str = "none";
@@ -25,15 +26,14 @@ const NO_TARGET: &str = "none";
 /// Channels and maps are unbounded in themselves; the subscription's window bounds what is in them.
 #[derive(Debug)]
 pub(crate) struct Deliveries {
-    routes: Vec<Route>,
-    retry: RetryPolicy,
+    destinations: Vec<Arc<Destination>>,
     /// The store that the sequences below are of.
     store: Option<String>,
     lanes: HashMap<LaneKey, Lane>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
-    sender: mpsc::UnboundedSender<Completion>,
-    completions: mpsc::UnboundedReceiver<Completion>,
+    sender: mpsc::UnboundedSender<Report>,
+    reports: mpsc::UnboundedReceiver<Report>,
     in_lanes: HashMap<Sequence, Pending>,
     unconfirmed: BTreeMap<Sequence, Acknowledgement>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Deliveries {
 /// A lane's entrance, and how many events are in it. An empty lane is closed.
 #[derive(Debug)]
 struct Lane {
-    events: mpsc::UnboundedSender<Arc<Event>>,
+    parcels: mpsc::UnboundedSender<Parcel>,
     inside: usize,
 }
 
@@ -53,17 +53,16 @@ struct Pending {
 }
 
 impl Deliveries {
-    pub(crate) fn new(routes: Vec<Route>, retry: RetryPolicy) -> Self {
-        let (sender, completions) = mpsc::unbounded_channel();
+    pub(crate) fn new(routes: Vec<Route>) -> Self {
+        let (sender, reports) = mpsc::unbounded_channel();
         Self {
-            routes,
-            retry,
+            destinations: Destination::all(routes),
             store: None,
             lanes: HashMap::new(),
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
             sender,
-            completions,
+            reports,
             in_lanes: HashMap::new(),
             unconfirmed: BTreeMap::new(),
         }
@@ -87,7 +86,7 @@ impl Deliveries {
         self.lanes.clear();
         self.in_lanes.clear();
         self.unconfirmed.clear();
-        (self.sender, self.completions) = mpsc::unbounded_channel();
+        (self.sender, self.reports) = mpsc::unbounded_channel();
     }
 
     /// Takes an event from the stream. Returns its acknowledgement if there is nothing to wait for: it was delivered
@@ -101,7 +100,7 @@ impl Deliveries {
         }
         let facts = &event.webhook.facts;
         let wanted: Vec<_> =
-            (0..self.routes.len()).filter(|at| self.routes[*at].filter.matches(facts)).collect();
+            (0..self.destinations.len()).filter(|at| self.destinations[*at].wants(event)).collect();
         if wanted.is_empty() {
             return Some(self.finished(event.sequence, vec![filtered()]));
         }
@@ -114,15 +113,20 @@ impl Deliveries {
 
     fn enter(&mut self, key: LaneKey, route: usize, event: Arc<Event>) {
         let lane = self.lanes.entry(key).or_insert_with_key(|key| {
-            let (events, receiver) = mpsc::unbounded_channel();
-            let target = Arc::clone(&self.routes[route].target);
-            let stop = self.stop.clone();
-            self.tasks.spawn(lane::run(key.clone(), target, self.retry, receiver, self.sender.clone(), stop));
-            Lane { events, inside: 0 }
+            let (sender, parcels) = mpsc::unbounded_channel();
+            let lane = lane::Lane {
+                key: key.clone(),
+                destination: Arc::clone(&self.destinations[route]),
+                parcels,
+                reports: self.sender.clone(),
+                stop: self.stop.clone(),
+            };
+            self.tasks.spawn(lane.run());
+            Lane { parcels: sender, inside: 0 }
         });
         lane.inside += 1;
         // The lane only ends when it is removed from the map, or when all are stopped.
-        drop(lane.events.send(event));
+        drop(lane.parcels.send(Parcel { event, arrived: Instant::now() }));
     }
 
     /// Waits for the next event that is through all its lanes. Cancel safe.
@@ -130,8 +134,8 @@ impl Deliveries {
         loop {
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => propagate(ended),
-                Some(completion) = self.completions.recv() => {
-                    if let Some(acknowledgement) = self.complete(completion) {
+                Some(report) = self.reports.recv() => {
+                    if let Some(acknowledgement) = self.complete(report) {
                         return acknowledgement;
                     }
                 }
@@ -139,7 +143,8 @@ impl Deliveries {
         }
     }
 
-    fn complete(&mut self, Completion { lane, sequence, outcome }: Completion) -> Option<Acknowledgement> {
+    fn complete(&mut self, report: Report) -> Option<Acknowledgement> {
+        let Report::Completed { lane, sequence, outcome } = report else { return None };
         if let Some(entrance) = self.lanes.get_mut(&lane) {
             entrance.inside -= 1;
             if entrance.inside == 0 {
@@ -186,8 +191,8 @@ impl Deliveries {
             propagate(ended);
         }
         let mut completed = Vec::new();
-        while let Ok(completion) = self.completions.try_recv() {
-            completed.extend(self.complete(completion));
+        while let Ok(report) = self.reports.try_recv() {
+            completed.extend(self.complete(report));
         }
         completed
     }
@@ -218,7 +223,6 @@ fn filtered() -> Outcome {
 mod tests {
     use super::*;
     use async_trait::async_trait;
-    use gitstafette_core::backoff::Backoff;
     use gitstafette_core::event::Address;
     use gitstafette_core::target::{Attempt, Target, Verdict};
     use gitstafette_core::testing;
@@ -238,8 +242,7 @@ mod tests {
     }
 
     fn deliveries(routes: Vec<Route>) -> Deliveries {
-        let backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_secs(1) };
-        Deliveries::new(routes, RetryPolicy { backoff, give_up_after: Duration::from_secs(10) })
+        Deliveries::new(routes)
     }
 
     fn event(sequence: u64, repository: &str) -> Arc<Event> {
@@ -270,7 +273,7 @@ mod tests {
     async fn one_acknowledgement_with_an_outcome_per_route() {
         let only = |pattern: &str| Route {
             filter: Filter { repositories: vec![pattern.parse().unwrap()], events: vec![] },
-            target: Arc::new(Always),
+            ..Route::new(Arc::new(Always))
         };
         use gitstafette_core::filter::Filter;
         let mut deliveries =
@@ -294,7 +297,7 @@ mod tests {
     async fn stopping_returns_what_was_done() {
         let mut deliveries = deliveries(vec![Route::new(Arc::new(Always))]);
         deliveries.accept(&event(1, "octo/hello"));
-        while deliveries.completions.is_empty() {
+        while deliveries.reports.is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(deliveries.stop().await.len(), 1);

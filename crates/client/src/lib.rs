@@ -3,10 +3,10 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use std::{sync::Arc, time::Duration};
+//! use std::sync::Arc;
 //! use gitstafette_client::target::PrintTarget;
-//! use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress, Subscription};
-//! use gitstafette_core::{backoff::Backoff, filter::Filter};
+//! use gitstafette_client::{Client, ClientOptions, Route, ServerAddress, Subscription};
+//! use gitstafette_core::filter::Filter;
 //! use tokio_util::sync::CancellationToken;
 //!
 //! let client = Client::new(ClientOptions {
@@ -16,10 +16,6 @@
 //!         ..Subscription::new("example".parse()?)
 //!     },
 //!     routes: vec![Route::new(Arc::new(PrintTarget::new()))],
-//!     retry: RetryPolicy {
-//!         backoff: Backoff { first: Duration::from_millis(500), most: Duration::from_secs(60) },
-//!         give_up_after: Duration::from_secs(24 * 3600),
-//!     },
 //! });
 //! client.run(CancellationToken::new()).await;
 //! # Ok(())
@@ -32,7 +28,9 @@
 mod client;
 mod connect;
 mod deliveries;
+mod gate;
 mod lane;
+mod policy;
 mod route;
 mod session;
 
@@ -50,5 +48,5 @@ pub mod tls;
 pub use client::{Client, ClientOptions, ClientState};
 pub use connect::ServerAddress;
 pub use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
-pub use lane::RetryPolicy;
+pub use policy::{DeliveryPolicy, MAX_RETRY_AFTER};
 pub use route::Route;
