@@ -12,15 +12,8 @@ use tracing::{info, warn};
 
 use crate::gate::{Pause, Trouble};
 use crate::policy::Next;
+use crate::queue::{Parcel, Queue};
 use crate::route::{Destination, LaneKey};
-
-/// An event for a lane.
-#[derive(Debug)]
-pub(crate) struct Parcel {
-    pub(crate) event: Arc<Event>,
-    /// When it first came to this client: from then on it grows old.
-    pub(crate) arrived: Instant,
-}
 
 /// What a lane tells its owner.
 #[derive(Debug)]
@@ -36,17 +29,16 @@ pub(crate) enum Report {
 pub(crate) struct Lane {
     pub(crate) key: LaneKey,
     pub(crate) destination: Arc<Destination>,
-    pub(crate) parcels: mpsc::UnboundedReceiver<Parcel>,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) stop: CancellationToken,
 }
 
 impl Lane {
-    /// Delivers what comes in, one after the other, until the sender is gone or `stop` is cancelled. What is being tried
+    /// Delivers what comes in, one after the other, until the queue is closed or `stop` is cancelled. What is being tried
     /// then is finished; what waits is left: it was not acknowledged and comes again.
-    pub(crate) async fn run(mut self) {
-        let stop = self.stop.clone();
-        while let Some(Some(parcel)) = stop.run_until_cancelled(self.parcels.recv()).await {
+    pub(crate) async fn run(self) {
+        while let Some(Some(parcel)) = self.stop.run_until_cancelled(self.queue.next()).await {
             let Some(outcome) = self.deliver(&parcel).await else { return };
             let sequence = parcel.event.sequence;
             self.report(Report::Completed { lane: self.key.clone(), sequence, outcome });

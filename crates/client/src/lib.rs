@@ -22,17 +22,22 @@
 //! # }
 //! ```
 //!
-//! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries`, `lane`,
-//! [`target`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
+//! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries` with its
+//! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
 
 mod client;
 mod connect;
 mod deliveries;
 mod gate;
 mod lane;
+mod lanes;
+mod outbox;
 mod policy;
+mod queue;
 mod route;
 mod session;
+mod state;
+mod window;
 
 #[cfg(unix)]
 pub mod allocator;
@@ -45,8 +50,9 @@ pub mod shutdown;
 pub mod target;
 pub mod tls;
 
-pub use client::{Client, ClientOptions, ClientState};
+pub use client::{Client, ClientOptions};
 pub use connect::ServerAddress;
 pub use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 pub use policy::{DeliveryPolicy, MAX_RETRY_AFTER};
 pub use route::Route;
+pub use state::{ClientState, TargetState};

@@ -64,7 +64,7 @@ const POLICY: DeliveryPolicy = DeliveryPolicy {
 };
 
 struct Running {
-    parcels: mpsc::UnboundedSender<Parcel>,
+    queue: Arc<Queue>,
     reports: mpsc::UnboundedReceiver<Report>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -72,7 +72,7 @@ struct Running {
 
 impl Running {
     fn send(&self, sequence: u64) {
-        self.parcels.send(Parcel { event: event(sequence), arrived: Instant::now() }).unwrap();
+        self.queue.push(Parcel { event: event(sequence), arrived: Instant::now() });
     }
 
     async fn completed(&mut self) -> (u64, Outcome) {
@@ -90,17 +90,17 @@ fn destination(target: &Arc<Scripted>, policy: DeliveryPolicy) -> Arc<Destinatio
 }
 
 fn start(destination: &Arc<Destination>) -> Running {
-    let (sender, parcels) = mpsc::unbounded_channel();
+    let queue = Arc::new(Queue::default());
     let (reporter, reports) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
     let lane = Lane {
         key: LaneKey::new(0, &event(1).webhook.facts),
         destination: Arc::clone(destination),
-        parcels,
+        queue: Arc::clone(&queue),
         reports: reporter,
         stop: stop.clone(),
     };
-    Running { parcels: sender, reports, stop, task: tokio::spawn(lane.run()) }
+    Running { queue, reports, stop, task: tokio::spawn(lane.run()) }
 }
 
 fn seconds(times: &[(Sequence, Instant)]) -> Vec<f64> {
