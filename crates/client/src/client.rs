@@ -187,3 +187,18 @@ fn is_refusal(status: &Status) -> bool {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_good_that_brings_something_or_stands() {
+        assert!(!Course::default().was_good());
+        let started = Course { started: Some(Instant::now()), progressed: false };
+        assert!(!started.was_good(), "it began, and no more");
+        assert!(Course { progressed: true, ..Course::default() }.was_good());
+        tokio::time::sleep(STEADY).await;
+        assert!(started.was_good());
+    }
+}

@@ -10,6 +10,7 @@ use gitstafette_core::filter::Filter;
 use gitstafette_core::secret::Secret;
 use gitstafette_core::target::Target;
 use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientOptions;
 use crate::connect::ServerAddress;
@@ -34,6 +35,8 @@ const MOST_PARALLEL: u64 = 1024;
 pub struct Config {
     /// The client.
     pub client: ClientOptions,
+    /// Cancelled when webhooks are printed and nobody reads them: the program is to end.
+    pub output_closed: CancellationToken,
     /// Where `GET /health` is served.
     pub health_port: Option<HealthPort>,
     /// How log lines look.
@@ -65,7 +68,12 @@ impl Config {
         let start = settings.value("start", StartSetting(Start::Cursor)).0;
         let max_events = settings.count("max-unacknowledged-events", u32::MAX.into());
         let max_bytes = settings.positive_bytes("max-unacknowledged-bytes");
-        let (target, to) = target(&mut settings, &tls_files);
+        let print = PrintTarget::new();
+        let output_closed = print.closed();
+        let (target, to): (Arc<dyn Target>, _) = match target(&mut settings, &tls_files) {
+            Some((target, url)) => (Arc::new(target), Some(url)),
+            None => (Arc::new(print), None),
+        };
         let given_id = settings.optional("client-id");
         let mut remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
         remarks.extend(settings.unknown_variables());
@@ -93,7 +101,7 @@ impl Config {
             },
             routes: vec![Route { policy, ..Route::new(target) }],
         };
-        settings.finish(Self { client, health_port, log_format, log_level, remarks })
+        settings.finish(Self { client, output_closed, health_port, log_format, log_level, remarks })
     }
 }
 
@@ -173,8 +181,8 @@ fn usable<T>(settings: &mut Settings, files: &PemFiles, tls: Result<T, TlsError>
     tls.map_err(|error| settings.problem(files.setting_of(&error), &error.to_string())).ok()
 }
 
-/// The target, and its URL if there is one.
-fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option<String>) {
+/// The target with its URL, if there is one.
+fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, String)> {
     let timeout = settings.positive_duration("target-timeout");
     let relay = relay_url(settings);
     let url = match (settings.optional::<String>("target"), relay) {
@@ -183,17 +191,11 @@ fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option
             None
         }
         (target, relay) => target.or(relay),
-    };
-    let Some(url) = url else { return (Arc::new(PrintTarget::new()), None) };
+    }?;
     let tls = if url.starts_with("https:") { usable(settings, files, files.target_config()) } else { None };
-    let tls = tls.unwrap_or_else(no_tls);
-    match HttpTarget::try_new(&url, timeout, tls) {
-        Ok(target) => (Arc::new(target), Some(url)),
-        Err(error) => {
-            settings.problem("target", &error.to_string());
-            (Arc::new(PrintTarget::new()), None)
-        }
-    }
+    let target = HttpTarget::try_new(&url, timeout, tls.unwrap_or_else(no_tls));
+    let target = target.map_err(|error| settings.problem("target", &error.to_string())).ok()?;
+    Some((target, url))
 }
 
 fn policy(settings: &mut Settings) -> DeliveryPolicy {

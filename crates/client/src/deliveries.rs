@@ -6,7 +6,7 @@
 //! One window serves all lanes, so a lane that is slower than its events come, or whose target is down, must not fill it.
 //! What goes beyond the lane's share of the window is *deferred*: the body is dropped, the server is told, and only the sequence stays in
 //! the lane's backlog. When the lane comes to it, it is *recalled*, and the server sends it once more. An event for several
-//! lanes is deferred when those that still need it all have it in their backlog. At most [`MAX_DEFERRED`] events are;
+//! lanes is deferred when those that still need it all have it in their backlog. At most [`MOST_DEFERRED`] events are;
 //! beyond that the window fills up and nothing more comes until the lanes have made room.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,9 +32,13 @@ use crate::window::{Load, Window};
 /// The target's name in the outcome of an event that no route wanted.
 const NO_TARGET: &str = "none";
 
+/// How many events are deferred at most. The server also counts what is recalled and not sent yet, as the window may be full
+/// of events behind it: some of these can then still be put down, to make room for it.
+const MOST_DEFERRED: usize = MAX_DEFERRED - 1024;
+
 /// The lanes, what waits for them, and what was acknowledged without a receipt yet.
 ///
-/// Channels and maps are unbounded in themselves; the subscription's window bounds what is in them, and [`MAX_DEFERRED`].
+/// Channels and maps are unbounded in themselves; the subscription's window bounds what is in them, and [`MOST_DEFERRED`].
 #[derive(Debug)]
 pub(crate) struct Deliveries {
     destinations: Vec<Arc<Destination>>,
@@ -47,8 +51,7 @@ pub(crate) struct Deliveries {
     pending: HashMap<Sequence, Pending>,
     /// Those of the pending whose body is not here: deferred or recalled.
     absent: BTreeSet<Sequence>,
-    /// How many of these are deferred. What is recalled does not count: so there is always something that can be deferred
-    /// to make room for it.
+    /// How many of these are deferred.
     deferred: usize,
     /// Those of the pending that no lane has room for: to be deferred.
     parked: BTreeSet<Sequence>,
@@ -274,7 +277,7 @@ impl Deliveries {
 
     /// Drops the bodies of what no lane has room for, as far as the server allows.
     fn defer(&mut self) {
-        while self.deferred < MAX_DEFERRED
+        while self.deferred < MOST_DEFERRED
             && let Some(sequence) = self.parked.pop_last()
             && let Some(pending) = self.pending.get_mut(&sequence)
         {
