@@ -1,9 +1,10 @@
 //! The client's binary: parse, configure, log, connect, run, drain.
 
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use gitstafette_client::cli::{self, Cli};
 use gitstafette_client::config::{Config, HealthPort, KNOWN};
@@ -30,7 +31,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
         Some(port) => listen(port).await?,
     };
-    let Config { client: options, remarks, .. } = config;
+    let Config { client: options, output_closed, remarks, .. } = config;
     info!(
         server = options.server.url(),
         client.id = %options.subscription.client_id,
@@ -43,10 +44,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let client = Client::new(options);
     let health = health.map(|listener| tokio::spawn(health::serve(listener, client.state(), stop.clone())));
-    client.run(stop).await;
+    let mut running = pin!(client.run(stop.clone()));
+    tokio::select! {
+        () = &mut running => {}
+        () = output_closed.cancelled() => {
+            stop.cancel();
+            running.await;
+        }
+    }
     if let Some(health) = health {
         health.await.context("the health check's task")?;
     }
+    ensure!(!output_closed.is_cancelled(), "standard output was closed: what was not printed comes again");
     info!("stopped");
     Ok(())
 }

@@ -11,7 +11,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use gitstafette_client::target::HttpTarget;
 use gitstafette_client::{
-    Client, ClientOptions, ClientState, ExistingCursor, RetryPolicy, Route, ServerAddress, Subscription,
+    Client, ClientOptions, ClientState, DeliveryPolicy, ExistingCursor, Route, ServerAddress, Subscription,
 };
 use gitstafette_core::backoff::Backoff;
 use gitstafette_core::secret::Secret;
@@ -285,12 +285,14 @@ pub fn options(grpc: SocketAddr, target: Arc<dyn Target>) -> ClientOptions {
             max_bytes: Some(32 << 20),
             ..Subscription::new("test".parse().unwrap())
         },
-        routes: vec![Route::new(target)],
-        retry: RetryPolicy {
-            backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
-            give_up_after: Duration::from_secs(3600),
-        },
+        routes: vec![Route { policy: impatient(), ..Route::new(target) }],
     }
+}
+
+/// Short waits between tries.
+pub fn impatient() -> DeliveryPolicy {
+    let backoff = Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) };
+    DeliveryPolicy { backoff, give_up_after: Duration::from_secs(3600), ..DeliveryPolicy::default() }
 }
 
 /// Waits until every stored event has an outcome of the client, and so its cursor stands at the head.
