@@ -59,7 +59,7 @@ fn subscription() -> impl Strategy<Value = Subscription> {
 
 fn outcome() -> impl Strategy<Value = Outcome> {
     (
-        "\\PC{1,60}",
+        "[a-z0-9.:#-]{1,60}",
         prop_oneof![
             Just(OutcomeResult::Delivered),
             Just(OutcomeResult::Failed),

@@ -124,6 +124,9 @@ impl Subscriber {
             }
             Some(Response::Receipt(receipt)) => self.confirmed += receipt.sequences.len() as u64,
             Some(Response::GoAway(go_away)) => bail!("the server ends a stream: {}", go_away.message),
+            Some(Response::Missed(missed)) => {
+                bail!("retention took the events {} to {} from a subscriber", missed.first, missed.last)
+            }
             Some(Response::Heartbeat(_) | Response::Started(_)) | None => return Ok(false),
         }
         Ok(true)
