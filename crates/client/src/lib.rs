@@ -27,7 +27,7 @@
 //! ```
 //!
 //! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries`, `lane`,
-//! [`target`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
+//! [`target`]. [`operate`] are the operator's commands. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
 
 mod client;
 mod connect;
@@ -40,6 +40,7 @@ pub mod cli;
 pub mod config;
 pub mod health;
 pub mod logging;
+pub mod operate;
 pub mod settings;
 pub mod shutdown;
 pub mod target;

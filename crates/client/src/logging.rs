@@ -35,6 +35,13 @@ impl Default for LogLevel {
     }
 }
 
+impl LogLevel {
+    /// What goes wrong, and nothing else: for a command that is over at once.
+    pub fn warnings() -> Self {
+        Self("warn".into())
+    }
+}
+
 impl FromStr for LogLevel {
     type Err = String;
 

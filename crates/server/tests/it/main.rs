@@ -2,6 +2,7 @@
 //! processes that are killed.
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+mod commands;
 mod crash;
 mod delivery;
 mod fake_server;
