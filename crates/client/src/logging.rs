@@ -76,11 +76,11 @@ impl std::io::Write for Lossy {
 
 /// Starts logging to standard error. Later calls have no effect: the first one in the process counts.
 pub fn start(format: LogFormat, level: &LogLevel) {
-    use std::io::IsTerminal;
     let builder = tracing_subscriber::fmt()
         .with_writer(|| Lossy(std::io::stderr()))
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        // Without the feature for them, asking for colours is an error on every terminal.
+        .with_ansi(false)
         .with_env_filter(EnvFilter::new(&level.0))
         .with_target(false);
     // An embedding program may have its own subscriber: then ours is not wanted.
