@@ -20,7 +20,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<ClientCommand>,
     /// A configuration file (TOML); `config default` prints one with every setting
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Process")]
     pub config: Option<PathBuf>,
     /// The settings that were typed.
     #[command(flatten)]

@@ -27,7 +27,8 @@
 //! ```
 //!
 //! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries`, `lane`,
-//! [`target`]. [`operate`] are the operator's commands. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
+//! [`target`]. The operator's commands are in [`operate`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both
+//! programs.
 
 mod client;
 mod connect;

@@ -22,7 +22,7 @@ pub enum OperateError {
 }
 
 impl OperateError {
-    /// The program's exit code: 2 for wrong usage, as of clap; 0 if nobody wanted more of the output (`| head`); else 1.
+    /// The program's exit code: 2 for wrong usage, as clap's; 0 if nobody wanted more of the output (`| head`); else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

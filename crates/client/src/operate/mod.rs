@@ -1,5 +1,5 @@
-//! The operator's commands: what the log holds, what became of it, redelivery, subscriptions, the watchlist. One command
-//! a file; each asks the server over gRPC and shows its answer as a table for people or as JSON lines for programs.
+//! The operator's commands: the log and what became of it, redelivery, subscriptions, the watchlist. One command a file;
+//! each asks the server over gRPC and shows its answer as a table for people or as JSON lines for programs.
 
 mod commands;
 mod console;

@@ -24,8 +24,8 @@ impl Pages {
         Self { listing: listing.clone(), left: most, is_over: false }
     }
 
-    /// The next entries, if there are more. A page may be empty and not the last: the server looks at so many events a call,
-    /// whatever it finds.
+    /// The next entries, if there are more. A page may be empty and not the last: the server looks at so many events a
+    /// call, whatever it finds.
     pub(super) async fn next(
         &mut self,
         connection: &mut Connection,

@@ -1,3 +1,6 @@
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
 use clap::Parser;
 
 use super::*;
@@ -76,4 +79,30 @@ async fn what_would_redeliver_everything_is_wrong_usage() {
         let error = run(&operation, &server, &mut Console::standard()).await.unwrap_err();
         assert_eq!(error.exit_code(), 2, "{line}: {error}");
     }
+}
+
+/// What was printed.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn json_steers_no_terminal_and_says_the_same() {
+    let printed = Printed::default();
+    let (output, remarks) = (Box::new(printed.clone()), Box::new(io::sink()));
+    let mut console = Console { output, is_terminal: true, remarks, answers: None };
+    let text = "a\u{1b}[2J\u{9b}2J\u{202e}\n ü";
+    console.json(&text).unwrap();
+    let line = String::from_utf8(printed.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(line, "\"a\\u001b[2J\\u009b2J\\u202e\\n ü\"\n");
+    assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
 }
