@@ -20,6 +20,7 @@ tasks:
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
   chaos [--rounds N]   kill -9 of server and client under load, N times (100); fails if a webhook was
                        lost, changed or overtaken
+  faults               the tests of targets and networks that fail, at the length faults have in life
   bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load
   soak [--minutes N]   a steady load for N minutes (30): whether memory, disk and latency stay as they
                        are; fails if a webhook was lost or refused
@@ -46,6 +47,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["demo", "--once"] => launch::demo(&["--once"]),
         ["chaos"] => launch::chaos(launch::ROUNDS),
         ["chaos", "--rounds", rounds] => launch::chaos(rounds),
+        ["faults"] => ci::faults(),
         ["soak"] => launch::soak(launch::MINUTES),
         ["soak", "--minutes", minutes] => launch::soak(minutes),
         ["lag", options @ ..] => launch::lag(options),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::operate::Operation;
 use crate::settings::{self, ConfigError, Known, Settings};
 
 /// The exit code of a program whose configuration cannot be used; clap has the same for flags it does not know.
@@ -13,20 +14,31 @@ const MISCONFIGURED: u8 = 2;
 
 /// Receives webhooks from a Gitstafette server and delivers them to a local target.
 #[derive(Parser)]
-#[command(name = "gitstafette-client", version, args_conflicts_with_subcommands = true)]
+#[command(name = "gitstafette-client", version)]
 pub struct Cli {
     /// What to do other than running.
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Option<ClientCommand>,
     /// A configuration file (TOML); `config default` prints one with every setting
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Process")]
     pub config: Option<PathBuf>,
     /// The settings that were typed.
     #[command(flatten)]
     pub flags: Flags,
 }
 
-/// What to do other than running.
+/// What the client's program does other than running.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// What both programs do.
+    #[command(flatten)]
+    Process(Command),
+    /// What an operator does on the server.
+    #[command(flatten)]
+    Operate(Operation),
+}
+
+/// What both programs do other than running.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Look at the configuration
@@ -64,7 +76,7 @@ pub fn configure<C>(
 ) -> Result<C, ExitCode> {
     let (file, check) = match command {
         None => (file, false),
-        Some(Command::Config { command: ConfigCommand::Check { config } }) => (config, true),
+        Some(Command::Config { command: ConfigCommand::Check { config } }) => (config.or(file), true),
         Some(Command::Config { command: ConfigCommand::Default }) => {
             print!("{}", known.defaults);
             return Err(ExitCode::SUCCESS);
@@ -87,44 +99,54 @@ pub fn configure<C>(
 #[serde(rename_all = "kebab-case")]
 pub struct CommonFlags {
     /// The CA that signs the other side's certificates (PEM)
-    #[arg(long, alias = "caFileLocation", value_name = "FILE", help_heading = "TLS")]
+    #[arg(long, global = true, alias = "caFileLocation", value_name = "FILE", help_heading = "TLS")]
     pub ca_file_location: Option<String>,
     /// The own certificate chain (PEM)
-    #[arg(long, alias = "certFileLocation", value_name = "FILE", help_heading = "TLS")]
+    #[arg(long, global = true, alias = "certFileLocation", value_name = "FILE", help_heading = "TLS")]
     pub cert_file_location: Option<String>,
     /// Its key (PEM)
-    #[arg(long, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "TLS")]
+    #[arg(long, global = true, alias = "certKeyFileLocation", value_name = "FILE", help_heading = "TLS")]
     pub cert_key_file_location: Option<String>,
     /// text or json [default: text]
-    #[arg(long, value_name = "FORMAT", help_heading = "Process")]
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Process")]
     pub log_format: Option<String>,
     /// error, warn, info, debug or trace [default: info]
-    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Process")]
     pub log_level: Option<String>,
+}
+
+/// Where the server is and how to talk to it: for running, and for every command of an operator.
+#[derive(Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServerFlags {
+    /// The server: host, host:port or https://host:port [default: 127.0.0.1]
+    #[arg(long, global = true, value_name = "HOST", help_heading = "Server")]
+    pub server: Option<String>,
+    /// The port of its gRPC listener [default: 50051]
+    #[arg(long, global = true, value_name = "PORT", help_heading = "Server")]
+    pub port: Option<String>,
+    /// Use TLS [default: to all but loopback addresses]
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    pub secure: Option<String>,
+    /// Use plain text
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    pub insecure: Option<String>,
+    /// The bearer token; better in GITSTAFETTE_TOKEN, OAUTH_TOKEN or a file
+    #[arg(long, global = true, value_name = "TOKEN", help_heading = "Server")]
+    pub token: Option<String>,
+    /// A file that holds the token
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Server")]
+    pub token_file: Option<String>,
 }
 
 /// The settings, as typed. They are not to be printed: secrets are among them.
 #[derive(Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Flags {
-    /// The server: host, host:port or https://host:port [default: 127.0.0.1]
-    #[arg(long, value_name = "HOST", help_heading = "Server")]
-    pub server: Option<String>,
-    /// The port of its gRPC listener [default: 50051]
-    #[arg(long, value_name = "PORT", help_heading = "Server")]
-    pub port: Option<String>,
-    /// Use TLS [default: to all but loopback addresses]
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
-    pub secure: Option<String>,
-    /// Use plain text
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
-    pub insecure: Option<String>,
-    /// The bearer token; better in GITSTAFETTE_TOKEN, OAUTH_TOKEN or a file
-    #[arg(long, value_name = "TOKEN", help_heading = "Server")]
-    pub token: Option<String>,
-    /// A file that holds the token
-    #[arg(long, value_name = "FILE", help_heading = "Server")]
-    pub token_file: Option<String>,
+    /// The server.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub server: ServerFlags,
 
     /// Names this client; its cursor is kept under this id [default: gitstafette-client-MACHINE]
     #[arg(long, alias = "clientId", value_name = "ID", help_heading = "Subscription")]

@@ -20,7 +20,8 @@ use crate::state::{ClientState, TargetState};
 use crate::window::Window;
 
 /// Between tries to reach the server.
-const RECONNECT: Backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
+pub(crate) const RECONNECT: Backoff =
+    Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
 /// After the server refused for a reason that only a person can change.
 const REFUSED: Backoff = Backoff { first: Duration::from_secs(30), most: Duration::from_secs(30) };
 
@@ -171,7 +172,7 @@ impl Client {
 
 /// Whether only a person can change it (gRPC status codes, "retry" in the gRPC docs). A stream that a proxy cut shows
 /// as UNAVAILABLE, INTERNAL or UNKNOWN alike: those come back by themselves.
-fn is_refusal(status: &Status) -> bool {
+pub(crate) fn is_refusal(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::Unauthenticated

@@ -125,7 +125,8 @@ pub fn pem_files(settings: &mut Settings) -> PemFiles {
     PemFiles { ca, identity }
 }
 
-fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
+/// Reads where the server is and how to talk to it.
+pub(crate) fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
     let typed: String = settings.value("server", String::new());
     let (scheme, address) = match typed.split_once("://") {
         Some((scheme, address)) => (Some(scheme), address.trim_end_matches('/')),
@@ -282,10 +283,14 @@ fn remarks(server: &ServerAddress, filter: &Filter, target: Option<&str>, has_id
     if filter.repositories.is_empty() {
         remarks.push("no --repo: everything that the server accepts is delivered".into());
     }
-    if server.tls.is_none() && !is_loopback(&server.host) {
-        remarks.push("plain text to the server: everybody on the way can read webhooks and the token".into());
-    }
+    remarks.extend(plain_text_remark(server));
     remarks
+}
+
+/// What is to be said of a connection without TLS.
+pub(crate) fn plain_text_remark(server: &ServerAddress) -> Option<String> {
+    (server.tls.is_none() && !is_loopback(&server.host))
+        .then(|| "plain text to the server: everybody on the way can read webhooks and the token".into())
 }
 
 /// A start as it is typed.

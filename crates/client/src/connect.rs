@@ -96,7 +96,8 @@ impl ServerAddress {
                 "; the server speaks plain text there: --insecure or http://"
             }
             Some(rustls::Error::InvalidCertificate(_)) => "; name the CA with --ca-file-location",
-            _ => "",
+            Some(_) => "",
+            None => "; is the server up, and are --server and --port right?",
         };
         Status::unavailable(format!("cannot connect to {}: {}{hint}", self.url(), root_cause(error)))
     }

@@ -23,7 +23,8 @@
 //! ```
 //!
 //! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries` with its
-//! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
+//! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. The operator's commands are in
+//! [`operate`]. [`settings`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both programs.
 
 mod client;
 mod connect;
@@ -45,6 +46,7 @@ pub mod cli;
 pub mod config;
 pub mod health;
 pub mod logging;
+pub mod operate;
 pub mod settings;
 pub mod shutdown;
 pub mod target;

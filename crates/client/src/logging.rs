@@ -35,6 +35,13 @@ impl Default for LogLevel {
     }
 }
 
+impl LogLevel {
+    /// What goes wrong, and nothing else: for a command that is over at once.
+    pub fn warnings() -> Self {
+        Self("warn".into())
+    }
+}
+
 impl FromStr for LogLevel {
     type Err = String;
 
@@ -69,11 +76,11 @@ impl std::io::Write for Lossy {
 
 /// Starts logging to standard error. Later calls have no effect: the first one in the process counts.
 pub fn start(format: LogFormat, level: &LogLevel) {
-    use std::io::IsTerminal;
     let builder = tracing_subscriber::fmt()
         .with_writer(|| Lossy(std::io::stderr()))
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        // Without the feature for them, asking for colours is an error on every terminal.
+        .with_ansi(false)
         .with_env_filter(EnvFilter::new(&level.0))
         .with_target(false);
     // An embedding program may have its own subscriber: then ours is not wanted.

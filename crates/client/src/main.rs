@@ -1,13 +1,15 @@
-//! The client's binary: parse, configure, log, connect, run, drain.
+//! The client's binary: parse, configure, log, connect, run, drain; or do what an operator asks for.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use gitstafette_client::cli::{self, Cli};
+use gitstafette_client::cli::{self, Cli, ClientCommand, Flags};
 use gitstafette_client::config::{Config, HealthPort, KNOWN};
+use gitstafette_client::operate::{self, Access, Console, Operation};
 use gitstafette_client::{Client, health, logging, shutdown};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -15,14 +17,42 @@ use tracing::{info, warn};
 fn main() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
     gitstafette_client::allocator::give_back_large_buffers();
-    let cli = Cli::parse();
-    let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
+    let Cli { command, config: file, flags } = Cli::parse();
+    let command = match command {
+        Some(ClientCommand::Operate(operation)) => return operate(&operation, file, &flags),
+        Some(ClientCommand::Process(command)) => Some(command),
+        None => None,
+    };
+    let config = match cli::configure(KNOWN, command, file, &flags, Config::read) {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
     logging::start(config.log_format, &config.log_level);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[expect(clippy::print_stderr, reason = "a command talks to whoever started it")]
+fn operate(operation: &Operation, file: Option<PathBuf>, flags: &Flags) -> anyhow::Result<ExitCode> {
+    let read = |settings| Access::read(settings, flags);
+    let access = match cli::configure(KNOWN, None, file, flags, read) {
+        Ok(access) => access,
+        Err(code) => return Ok(code),
+    };
+    logging::start(access.log_format, &access.log_level);
+    if let Some(remark) = access.remark {
+        warn!("{remark}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(operate::run(operation, &access.server, &mut Console::standard())) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            if !error.is_quiet() {
+                eprintln!("{error}");
+            }
+            Ok(error.exit_code().into())
+        }
+    }
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -381,6 +381,11 @@ fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('-', "_").to_ascii_uppercase())
 }
 
+/// The keys of the flags that were given.
+pub(crate) fn given(flags: &impl Serialize) -> Vec<String> {
+    flag_values(flags).into_keys().collect()
+}
+
 fn flag_values(flags: &impl Serialize) -> Dict {
     let given = |value: &Value| match value {
         Value::Empty(..) => false,

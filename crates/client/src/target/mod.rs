@@ -1,7 +1,7 @@
 //! Where events are delivered to: one implementation of [`gitstafette_core::target::Target`] a file.
 
 mod http;
-mod print;
+pub(crate) mod print;
 
 pub use http::{HttpTarget, HttpTargetError};
 pub use print::PrintTarget;

@@ -70,7 +70,8 @@ impl Target for PrintTarget {
     }
 }
 
-fn render(event: &Event) -> String {
+/// An event as people read it.
+pub(crate) fn render(event: &Event) -> String {
     let facts = &event.webhook.facts;
     let mut text = format!(
         "── {} {} · delivery {} · sequence {} · {} bytes\n",
@@ -81,21 +82,25 @@ fn render(event: &Event) -> String {
         event.webhook.body.len()
     );
     for (name, value) in event.webhook.headers.iter() {
-        push_visible(&mut text, name);
+        push_visible(&mut text, name, LAYOUT);
         text.push_str(": ");
-        push_visible(&mut text, &String::from_utf8_lossy(value));
+        push_visible(&mut text, &String::from_utf8_lossy(value), LAYOUT);
         text.push('\n');
     }
     text.push('\n');
-    push_visible(&mut text, &String::from_utf8_lossy(&event.webhook.body));
+    push_visible(&mut text, &String::from_utf8_lossy(&event.webhook.body), LAYOUT);
     text.push_str("\n\n");
     text
 }
 
-/// Adds text with its control characters escaped: a webhook must not steer the terminal it is shown on.
-fn push_visible(text: &mut String, shown: &str) {
+/// The control characters that lay text out, and do no harm where it has lines of its own.
+pub(crate) const LAYOUT: &[char] = &['\n', '\t'];
+
+/// Adds text with its control characters escaped, but for those that are kept: a webhook must not steer the terminal it
+/// is shown on.
+pub(crate) fn push_visible(text: &mut String, shown: &str, kept: &[char]) {
     for char in shown.chars() {
-        if is_steering(char) && !matches!(char, '\n' | '\t') {
+        if is_steering(char) && !kept.contains(&char) {
             // Writing to a string cannot fail.
             write!(text, "{}", char.escape_unicode()).unwrap_or_default();
         } else {

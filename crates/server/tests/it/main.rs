@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
 mod admin;
+mod commands;
 mod crash;
 mod deferral;
 mod delivery;

@@ -1,0 +1,136 @@
+//! `events follow`.
+//!
+//! The server's stream tells of what is accepted while it stands. What was accepted while it did not is listed: after
+//! every connection from the last event seen, so that nothing is missed; and after a silence, which shows a connection
+//! that died without a word (the stream has no heartbeats).
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use gitstafette_core::event::Sequence;
+use gitstafette_core::store::{Entry, Listing};
+use gitstafette_proto::v1::{FollowEventsRequest, FollowEventsResponse, ShowStatisticsRequest};
+use tonic::Status;
+use tracing::warn;
+
+use super::commands::Follow;
+use super::entries::EntryPrinter;
+use super::pages::Pages;
+use super::{Console, OperateError, answered};
+use crate::client::{RECONNECT, is_refusal};
+use crate::connect::{Connection, ServerAddress};
+
+/// How long the stream may be silent before the connection is looked at. Proxies cut it after 60 s.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Prints events as they are accepted. Ends only with an error: one that a person must see to, or of the output.
+pub(super) async fn follow(
+    asked: &Follow,
+    server: &ServerAddress,
+    console: &mut Console,
+) -> Result<Infallible, OperateError> {
+    let listing = asked.listing();
+    let mut follower =
+        Follower { listing, printer: EntryPrinter::of_followers(asked.format), seen: None, failures: 0 };
+    loop {
+        let Err(error) = follower.stream(server, console).await;
+        match error {
+            OperateError::Server(status) if follower.seen.is_some() && !is_refusal(&status) => {
+                follower.failures += 1;
+                let wait = RECONNECT.delay(follower.failures, fastrand::f64());
+                warn!(
+                    reason = status.message(),
+                    retry_in_ms = wait.as_millis(),
+                    "the stream broke; going on"
+                );
+                tokio::time::sleep(wait).await;
+            }
+            error => return Err(error),
+        }
+    }
+}
+
+/// How far a follower has come.
+struct Follower {
+    /// By repository and kind.
+    listing: Listing,
+    printer: EntryPrinter,
+    /// `None` until a stream stood: then the address and the token are right.
+    seen: Option<Seen>,
+    /// In a row.
+    failures: u32,
+}
+
+/// All up to a place in a store was looked at.
+struct Seen {
+    store: String,
+    sequence: Sequence,
+}
+
+impl Follower {
+    /// One stream, until it breaks.
+    async fn stream(
+        &mut self,
+        server: &ServerAddress,
+        console: &mut Console,
+    ) -> Result<Infallible, OperateError> {
+        let mut connection = server.connect().await?;
+        let request = FollowEventsRequest { selection: Some((&self.listing).into()) };
+        let mut stream = answered(connection.calls.follow_events(request)).await?;
+        loop {
+            self.catch_up(&mut connection, console).await?;
+            self.failures = 0;
+            while let Ok(message) = tokio::time::timeout(SILENCE, stream.message()).await {
+                match message? {
+                    Some(FollowEventsResponse { entry }) => {
+                        self.show(vec![entry.unwrap_or_default().try_into()?], console)?;
+                    }
+                    None => return Err(Status::unavailable("the server ended the stream").into()),
+                }
+            }
+        }
+    }
+
+    /// Shows what was accepted since the last event seen; the first time, only finds where the log ends.
+    async fn catch_up(
+        &mut self,
+        connection: &mut Connection,
+        console: &mut Console,
+    ) -> Result<(), OperateError> {
+        let statistics = answered(connection.calls.show_statistics(ShowStatisticsRequest {})).await?;
+        let (store, head) = (statistics.store_id, Sequence::new(statistics.head));
+        let after = match &self.seen {
+            None => head,
+            Some(seen) if seen.store == store => seen.sequence,
+            // In another store all is new: one in memory starts anew with its server.
+            Some(_) => Sequence::ZERO,
+        };
+        self.seen = Some(Seen { store, sequence: after });
+        if after < head {
+            let listing = Listing { first: after.next(), last: head, ..self.listing.clone() };
+            let mut pages = Pages::new(&listing, usize::MAX);
+            while let Some(entries) = pages.next(connection).await? {
+                self.show(entries, console)?;
+            }
+            self.pass(head);
+        }
+        Ok(())
+    }
+
+    /// Shows entries that were not seen yet, in the order of the log.
+    fn show(&mut self, mut entries: Vec<Entry>, console: &mut Console) -> Result<(), OperateError> {
+        let seen = self.seen.as_ref().map_or(Sequence::ZERO, |seen| seen.sequence);
+        entries.retain(|entry| entry.sequence > seen);
+        self.printer.print(&entries, console)?;
+        if let Some(last) = entries.last() {
+            self.pass(last.sequence);
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, sequence: Sequence) {
+        if let Some(seen) = &mut self.seen {
+            seen.sequence = seen.sequence.max(sequence);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `events show`.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use gitstafette_core::event::Event;
+use gitstafette_core::store::{Entry, Report};
+use gitstafette_core::text::is_steering;
+use gitstafette_proto::v1::{self, ShowEventRequest};
+use serde::Serialize;
+
+use super::commands::Show;
+use super::table::{Column, Table};
+use super::{Console, OperateError, answered_within};
+use crate::connect::ServerAddress;
+use crate::target::print::{LAYOUT, render};
+
+/// How long one event may take to come: 64 MiB over a slow line.
+const TRANSFER: Duration = Duration::from_secs(600);
+
+const COLUMNS: [Column; 9] = [
+    Column::text("CLIENT"),
+    Column::text("TARGET"),
+    Column::text("RESULT"),
+    Column::number("CODE"),
+    Column::number("TRIES"),
+    Column::number("TOOK"),
+    Column::text("AT"),
+    Column::number("REDELIVERED AS"),
+    Column::text("DETAIL"),
+];
+
+/// Prints one event.
+pub(super) async fn show(
+    asked: &Show,
+    server: &ServerAddress,
+    console: &mut Console,
+) -> Result<(), OperateError> {
+    let mut calls = server.connect().await?.calls;
+    let request = ShowEventRequest { sequence: asked.sequence };
+    let v1::ShowEventResponse { event, reports } =
+        answered_within(TRANSFER, calls.show_event(request)).await?;
+    let event = Event::try_from(event.unwrap_or_default())?;
+    let reports: Vec<Report> = reports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+    if asked.body {
+        write_body(&event.webhook.body, console)
+    } else if asked.json {
+        Ok(console.json(&ShownEvent::new(&event, reports))?)
+    } else {
+        print(&event, &reports, console)
+    }
+}
+
+fn write_body(body: &[u8], console: &mut Console) -> Result<(), OperateError> {
+    let steers = |text: &str| text.chars().any(|char| is_steering(char) && !LAYOUT.contains(&char));
+    if console.is_terminal && std::str::from_utf8(body).map_or(true, steers) {
+        let reason = "the body has characters that would steer the terminal; pipe it, or leave --body out";
+        return Err(OperateError::Failed(reason.into()));
+    }
+    Ok(console.output.write_all(body)?)
+}
+
+fn print(event: &Event, reports: &[Report], console: &mut Console) -> Result<(), OperateError> {
+    writeln!(console.output, "{}{}", render(event), origin(event))?;
+    if reports.is_empty() {
+        writeln!(console.output, "\npending: no client has reported an outcome")?;
+        return Ok(());
+    }
+    writeln!(console.output)?;
+    let rows: Vec<_> = reports.iter().map(row).collect();
+    Ok(Table::new(COLUMNS).print(&mut console.output, &rows)?)
+}
+
+/// Where the event comes from and for whom it is.
+fn origin(event: &Event) -> String {
+    let facts = &event.webhook.facts;
+    let mut text = format!("── from {}", facts.source);
+    if let Some(hook) = &facts.hook_id {
+        text.push_str(&format!(", hook {hook}"));
+    }
+    text.push_str(&format!(" · received {}", facts.received_at));
+    if event.redelivery {
+        text.push_str(" · a redelivery");
+    }
+    if let Some(client) = &event.address.client {
+        text.push_str(&format!(" · only for client {client}"));
+    }
+    if let Some(target) = &event.address.target {
+        text.push_str(&format!(" · only for target {target}"));
+    }
+    text
+}
+
+fn row(report: &Report) -> [String; 9] {
+    let outcome = &report.outcome;
+    [
+        report.client.to_string(),
+        outcome.target.clone(),
+        outcome.result.to_string(),
+        outcome.code.map(|code| code.to_string()).unwrap_or_default(),
+        outcome.attempts.to_string(),
+        format!("{} ms", outcome.duration.as_millis()),
+        outcome.at.to_string(),
+        report.redelivered_as.map(|sequence| sequence.to_string()).unwrap_or_default(),
+        outcome.detail.clone(),
+    ]
+}
+
+/// One event as the admin interface over HTTP has it, too.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownEvent {
+    #[serde(flatten)]
+    entry: Entry,
+    headers: Vec<(String, String)>,
+    /// The body, if it is text.
+    body: Option<String>,
+    /// The body in base64 (RFC 4648 §4), if it is not.
+    body_base64: Option<String>,
+}
+
+impl ShownEvent {
+    fn new(event: &Event, reports: Vec<Report>) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (headers, body) = (&event.webhook.headers, &event.webhook.body);
+        let readable = std::str::from_utf8(body).ok().map(str::to_owned);
+        Self {
+            entry: Entry::new(event, reports),
+            headers: headers.iter().map(|(name, value)| (name.to_owned(), text(value))).collect(),
+            body_base64: readable.is_none().then(|| STANDARD.encode(body)),
+            body: readable,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `subscriptions list`.
+
+use gitstafette_proto::convert::{Attached, SubscriptionState};
+use gitstafette_proto::v1::ListSubscriptionsRequest;
+
+use super::commands::SubscriptionsCommand;
+use super::table::{Column, Table};
+use super::{Console, OperateError, answered};
+use crate::connect::ServerAddress;
+
+const COLUMNS: [Column; 10] = [
+    Column::text("CLIENT"),
+    Column::number("CURSOR"),
+    Column::number("LAG"),
+    Column::text("ATTACHED SINCE"),
+    Column::text("FROM"),
+    Column::number("UNACKNOWLEDGED"),
+    Column::number("DEFERRED"),
+    Column::number("SENT"),
+    Column::number("MISSED"),
+    Column::text("WANTS"),
+];
+
+/// Prints where each client stands.
+pub(super) async fn run(
+    command: &SubscriptionsCommand,
+    server: &ServerAddress,
+    console: &mut Console,
+) -> Result<(), OperateError> {
+    let SubscriptionsCommand::List(format) = command;
+    let mut calls = server.connect().await?.calls;
+    let answer = answered(calls.list_subscriptions(ListSubscriptionsRequest {})).await?;
+    let states: Vec<SubscriptionState> =
+        answer.subscriptions.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+    if states.is_empty() {
+        console.remark("no client has subscribed yet");
+    }
+    if format.json {
+        states.iter().try_for_each(|state| console.json(state))?;
+    } else {
+        let rows: Vec<_> = states.iter().map(row).collect();
+        Table::new(COLUMNS).print(&mut console.output, &rows)?;
+    }
+    Ok(())
+}
+
+fn row(state: &SubscriptionState) -> [String; 10] {
+    let of = |text: fn(&Attached) -> String| state.attached.as_ref().map_or_else(|| "-".into(), text);
+    [
+        state.client_id.to_string(),
+        state.cursor.to_string(),
+        state.lag.to_string(),
+        of(|attached| attached.since.to_string()),
+        of(|attached| attached.peer.clone()),
+        of(|attached| attached.unacknowledged.to_string()),
+        of(|attached| attached.deferred.to_string()),
+        of(|attached| attached.sent.to_string()),
+        of(|attached| attached.missed.to_string()),
+        of(wants),
+    ]
+}
+
+/// What the client asked for.
+fn wants(attached: &Attached) -> String {
+    let repositories: Vec<_> = attached.repositories.iter().map(ToString::to_string).collect();
+    match (repositories.join(","), attached.events.join(",")) {
+        (repositories, events) if repositories.is_empty() && events.is_empty() => "all".into(),
+        (repositories, events) if events.is_empty() => repositories,
+        (repositories, events) if repositories.is_empty() => events,
+        (repositories, events) => format!("{events} of {repositories}"),
+    }
+}
