@@ -157,7 +157,7 @@ impl Session<'_> {
     fn receive(&mut self, response: Response, notify: &mut (impl FnMut(Notice) + Send)) -> Result<(), End> {
         match response {
             Response::Started(started) => {
-                self.start(started)?;
+                self.start(&started)?;
                 notify(Notice::Started);
             }
             Response::Event(event) => {
@@ -186,7 +186,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn start(&mut self, started: Started) -> Result<(), End> {
+    fn start(&mut self, started: &Started) -> Result<(), End> {
         let interval = from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
             .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
         self.patience = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end()) * 2;
