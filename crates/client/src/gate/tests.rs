@@ -86,7 +86,7 @@ async fn probing_goes_on_when_the_lane_that_probes_is_through() {
         let opening = async {
             sleep(5 * SECOND).await;
             door.open.store(true, Ordering::Relaxed);
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! { early = waiting => early, () = opening => false }
     });

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::response::IntoResponse;
@@ -16,8 +17,8 @@ use http::{HeaderMap, StatusCode};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Arrived, SECRET, Sender, TestClient, TestServer, TestTarget, all_acknowledged, hook, no_tls, options,
-    payload, soon,
+    Arrived, SECRET, Sender, TestClient, TestServer, TestTarget, all_acknowledged, hook, impatient, no_tls,
+    options, payload, soon,
 };
 
 /// The end-to-end header fields, sorted by name; repeated ones in order.
@@ -351,6 +352,47 @@ async fn a_slow_repository_does_not_hold_up_another() {
     assert_eq!(sender.send("push", "delivery-2", other).await.status(), StatusCode::CREATED);
     assert_eq!(free.next_ids(1).await, ["delivery-2"]);
     client.kill();
+}
+
+#[tokio::test]
+async fn a_blocked_repository_may_have_more_than_the_window_holds() {
+    const EVENTS: usize = 200;
+    let server = TestServer::start("").await;
+    let open = Arc::new(AtomicBool::new(false));
+    let answer = Arc::clone(&open);
+    let mut blocked = TestTarget::answering(move |_| {
+        let is_open = answer.load(Ordering::SeqCst);
+        if is_open { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }.into_response()
+    })
+    .await;
+    let mut free = TestTarget::start().await;
+    let mut two_routes = options(server.addresses.grpc, free.target());
+    let only = |pattern: &str, target: &TestTarget| Route {
+        filter: Filter { repositories: vec![pattern.parse().unwrap()], events: vec![] },
+        policy: impatient(),
+        ..Route::new(target.target())
+    };
+    two_routes.routes = vec![only("octo-harbor/lighthouse", &blocked), only("octo-harbor/anchor", &free)];
+    let mut client = TestClient::start(two_routes);
+    let sender = Sender::new(&server);
+    for number in 0..EVENTS {
+        sender.push(&format!("delivery-{number:03}")).await;
+    }
+    let other = r#"{"repository":{"id":478599060,"full_name":"octo-harbor/anchor"}}"#;
+    assert_eq!(sender.send("push", "other", other).await.status(), StatusCode::CREATED);
+    assert_eq!(free.next_ids(1).await, ["other"]);
+    assert!(client.state.borrow_and_update().deferred > EVENTS - 64);
+    open.store(true, Ordering::SeqCst);
+    soon(client.state.wait_for(|state| state.waiting == 0)).await.unwrap();
+    all_acknowledged(&*server.store).await;
+    client.stop().await;
+    let mut ids = Vec::new();
+    while ids.last().is_none_or(|last| last != "delivery-199") {
+        ids.extend(blocked.next_ids(1).await);
+    }
+    assert!(ids.is_sorted(), "{ids:?}");
+    ids.dedup();
+    assert_eq!(ids.len(), EVENTS);
 }
 
 #[tokio::test]
