@@ -1,6 +1,6 @@
 //! The server with real parts: real sockets on ports that the system chooses, real SQLite files, the real client, real
 //! processes that are killed.
-#![expect(unreachable_pub, clippy::unwrap_used, reason = "tests")]
+#![expect(unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod admin;
 mod commands;
