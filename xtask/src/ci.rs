@@ -18,7 +18,7 @@ struct Step {
 }
 
 /// The tests come last: whoever reads only the end of the output reads their result.
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step {
         name: "format",
         component: Some("rustfmt"),
@@ -42,6 +42,13 @@ const STEPS: [Step; 5] = [
         name: "tests in the documentation",
         component: None,
         arguments: &["test", "--workspace", "--doc", "--locked"],
+        environment: None,
+    },
+    Step {
+        name: "chaos",
+        component: None,
+        // A few rounds; before a release, and after changes to the store or to streams, there are more to be had.
+        arguments: &["--locked", "xtask", "chaos", "--rounds", "10"],
         environment: None,
     },
     Step {

@@ -1,6 +1,6 @@
 //! The workspace's own tasks, run as `cargo xtask <task>`.
 //!
-//! This program builds and starts; the demo and the bench themselves are in `play/`.
+//! This program builds and starts; what the demo, the bench and the rest do is in `play/`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::process::ExitCode;
@@ -15,10 +15,17 @@ const USAGE: &str = "\
 usage: cargo xtask <task>
 
 tasks:
-  ci                   all that a change must pass: format, lints, documentation, tests
+  ci                   all that a change must pass: format, lints, documentation, a short chaos, tests
   demo                 a webhook's whole way, on this machine; stays up for webhooks of your own
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
-  bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load";
+  chaos [--rounds N]   kill -9 of server and client under load, N times (100); fails if a webhook was
+                       lost, changed or overtaken
+  bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load
+  soak [--minutes N]   a steady load for N minutes (30): whether memory, disk and latency stay as they
+                       are; fails if a webhook was lost or refused
+  lag [--subscribers N] [--events N]
+                       what subscribers cost that stopped reading: half of N (1000), while N webhooks
+                       (50000) come in; fails if one got less than it asked for";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +44,11 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["ci"] => ci::run(),
         ["demo"] => launch::demo(&[]),
         ["demo", "--once"] => launch::demo(&["--once"]),
+        ["chaos"] => launch::chaos(launch::ROUNDS),
+        ["chaos", "--rounds", rounds] => launch::chaos(rounds),
+        ["soak"] => launch::soak(launch::MINUTES),
+        ["soak", "--minutes", minutes] => launch::soak(minutes),
+        ["lag", options @ ..] => launch::lag(options),
         ["bench"] => launch::bench(launch::SECONDS),
         ["bench", "--seconds", seconds] => launch::bench(seconds),
         [] | ["help" | "--help" | "-h"] => {

@@ -188,6 +188,9 @@ pub struct Flags {
     /// How long one try may take [default: 30s]
     #[arg(long, value_name = "DURATION", help_heading = "Target")]
     pub target_timeout: Option<String>,
+    /// Repositories delivered at once [default: 8]
+    #[arg(long, value_name = "COUNT", help_heading = "Target")]
+    pub target_parallel: Option<String>,
     /// The first wait between tries [default: 500ms]
     #[arg(long, value_name = "DURATION", help_heading = "Target")]
     pub retry_first: Option<String>,
@@ -197,6 +200,9 @@ pub struct Flags {
     /// When an event is given up [default: 24h]
     #[arg(long, value_name = "DURATION", help_heading = "Target")]
     pub give_up_after: Option<String>,
+    /// After how many tries an event is given up; 0: any number [default: 0]
+    #[arg(long, value_name = "COUNT", help_heading = "Target")]
+    pub give_up_attempts: Option<String>,
 
     /// Where GET /health is served; 0: nowhere [default: 8080]
     #[arg(long, alias = "healthCheckPort", value_name = "PORT", help_heading = "Process")]

@@ -1,27 +1,32 @@
 //! The client: keeps a subscription standing, stream after stream, until it is told to stop.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use gitstafette_core::backoff::Backoff;
-use gitstafette_core::event::Sequence;
 use gitstafette_proto::convert::{Start, Subscription};
 use gitstafette_proto::v1::GoAwayReason;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{error, info, warn};
 
 use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
-use crate::lane::RetryPolicy;
-use crate::route::Route;
+use crate::route::{Destination, Route};
 use crate::session::{self, End, Notice};
+use crate::state::{ClientState, TargetState};
+use crate::window::Window;
 
 /// Between tries to reach the server.
 pub(crate) const RECONNECT: Backoff =
     Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
 /// After the server refused for a reason that only a person can change.
 const REFUSED: Backoff = Backoff { first: Duration::from_secs(30), most: Duration::from_secs(30) };
+
+/// A stream that stood so long was a good one, even if nothing happened on it.
+const STEADY: Duration = Duration::from_secs(30);
 
 /// What a client needs to know.
 #[derive(Clone, Debug)]
@@ -33,30 +38,42 @@ pub struct ClientOptions {
     pub subscription: Subscription,
     /// Where events go.
     pub routes: Vec<Route>,
-    /// How often and how long to try.
-    pub retry: RetryPolicy,
-}
-
-/// What the client is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientState {
-    /// Whether a subscription stands now.
-    pub subscribed: bool,
-    /// The last event received.
-    pub received: Sequence,
 }
 
 /// Receives webhooks from a server and delivers them to targets.
 #[derive(Debug)]
 pub struct Client {
-    options: ClientOptions,
+    server: ServerAddress,
+    subscription: Subscription,
+    destinations: Vec<Arc<Destination>>,
     state: watch::Sender<ClientState>,
+}
+
+/// How a stream went.
+#[derive(Debug, Default)]
+struct Course {
+    /// When its subscription stood.
+    started: Option<Instant>,
+    /// Whether it brought something forward.
+    progressed: bool,
+}
+
+impl Course {
+    /// Whether the next failure is the first. A server that lets a stream begin and then fails (its disk may be full, so
+    /// that it can store no acknowledgement) is not asked four times a second.
+    fn was_good(&self) -> bool {
+        self.progressed || self.started.is_some_and(|started| started.elapsed() >= STEADY)
+    }
 }
 
 impl Client {
     /// A client that is not connected yet: [`run`](Self::run) does that.
     pub fn new(options: ClientOptions) -> Self {
-        Self { options, state: watch::Sender::default() }
+        let ClientOptions { server, subscription, routes } = options;
+        let destinations = Destination::all(routes);
+        let targets = destinations.iter().map(|destination| TargetState::new(&destination.name)).collect();
+        let state = watch::Sender::new(ClientState { targets, ..ClientState::default() });
+        Self { server, subscription, destinations, state }
     }
 
     /// What the client is doing, to look at or to wait on.
@@ -67,19 +84,21 @@ impl Client {
     /// Runs until `stop` is cancelled: reconnects after every break, resumes at the cursor, never gives up. Then the
     /// tries under way are finished and acknowledged.
     pub async fn run(self, stop: CancellationToken) {
-        let mut deliveries = Deliveries::new(self.options.routes.clone(), self.options.retry);
-        let mut start = self.options.subscription.start;
+        let window = Window::of(&self.subscription);
+        let mut deliveries = Deliveries::new(self.destinations.clone(), window, self.state.clone());
+        let mut start = self.subscription.start;
         let mut failures = 0;
         loop {
-            let mut started = false;
-            let end = self.stream(start, &mut deliveries, &stop, &mut started).await;
+            let mut course = Course::default();
+            let end = self.stream(start, &mut deliveries, &stop, &mut course).await;
             self.state.send_if_modified(|state| std::mem::take(&mut state.subscribed));
-            if started {
-                (start, failures) = (Start::Cursor, 0);
+            if course.started.is_some() {
+                start = Start::Cursor;
             }
-            failures += 1;
+            failures = if course.was_good() { 1 } else { failures + 1 };
             let Some(wait) = self.wait_after(end, failures) else { break };
-            if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            let waiting = stop.run_until_cancelled(tokio::time::sleep(wait));
+            if deliveries.during(waiting).await.is_none() {
                 break;
             }
         }
@@ -92,27 +111,27 @@ impl Client {
         start: Start,
         deliveries: &mut Deliveries,
         stop: &CancellationToken,
-        started: &mut bool,
+        course: &mut Course,
     ) -> End {
-        let connection = match stop.run_until_cancelled(self.options.server.connect()).await {
+        let connection = match deliveries.during(stop.run_until_cancelled(self.server.connect())).await {
             None => return End::Stopped,
             Some(Err(status)) => return End::Broken(status),
             Some(Ok(connection)) => connection,
         };
-        let subscription = Subscription { start, ..self.options.subscription.clone() };
-        session::run(connection, subscription, deliveries, stop, |notice| {
-            *started = true;
-            self.state.send_modify(|state| match notice {
-                Notice::Started => state.subscribed = true,
-                Notice::Received(sequence) => state.received = sequence,
-            });
+        let subscription = Subscription { start, ..self.subscription.clone() };
+        session::run(connection, subscription, deliveries, stop, |notice| match notice {
+            Notice::Started => {
+                course.started = Some(Instant::now());
+                self.state.send_modify(|state| state.subscribed = true);
+            }
+            Notice::Progress => course.progressed = true,
         })
         .await
     }
 
     /// How long to wait before the next stream; `None` if there is to be none.
     fn wait_after(&self, end: End, failures: u32) -> Option<Duration> {
-        let server = self.options.server.url();
+        let server = self.server.url();
         let random = fastrand::f64();
         let wait = match end {
             End::Stopped => return None,
@@ -120,9 +139,13 @@ impl Client {
                 info!(server, "the stream window is over; going on with the next");
                 return Some(Duration::ZERO);
             }
+            End::OtherStore => {
+                info!(server, "the server has another store; subscribing to it anew");
+                return Some(Duration::ZERO);
+            }
             End::GoAway(GoAwayReason::TakenOver, message) => {
                 let wait = REFUSED.delay(failures, random);
-                error!(server, client.id = %self.options.subscription.client_id, retry_in_s = wait.as_secs(), reason = message, "taken over");
+                error!(server, client.id = %self.subscription.client_id, retry_in_s = wait.as_secs(), reason = message, "taken over");
                 wait
             }
             End::GoAway(_, message) => {
@@ -164,4 +187,19 @@ pub(crate) fn is_refusal(status: &Status) -> bool {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_good_that_brings_something_or_stands() {
+        assert!(!Course::default().was_good());
+        let started = Course { started: Some(Instant::now()), progressed: false };
+        assert!(!started.was_good(), "it began, and no more");
+        assert!(Course { progressed: true, ..Course::default() }.was_good());
+        tokio::time::sleep(STEADY).await;
+        assert!(started.was_good());
+    }
 }

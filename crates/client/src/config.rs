@@ -10,11 +10,12 @@ use gitstafette_core::filter::Filter;
 use gitstafette_core::secret::Secret;
 use gitstafette_core::target::Target;
 use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientOptions;
 use crate::connect::ServerAddress;
-use crate::lane::RetryPolicy;
 use crate::logging::{LogFormat, LogLevel};
+use crate::policy::DeliveryPolicy;
 use crate::route::Route;
 use crate::settings::{ConfigError, Known, Settings};
 use crate::target::{HttpTarget, PrintTarget};
@@ -26,11 +27,16 @@ pub const DEFAULTS: &str = include_str!("config.default.toml");
 /// The settings there are. Variables by other names: those of the Go implementation.
 pub const KNOWN: Known = Known { defaults: DEFAULTS, environment: &[("OAUTH_TOKEN", &["token"])] };
 
+/// The most repositories that can be delivered at once: each may take a connection to the target.
+const MOST_PARALLEL: u64 = 1024;
+
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
     /// The client.
     pub client: ClientOptions,
+    /// Cancelled when webhooks are printed and nobody reads them: the program is to end.
+    pub output_closed: CancellationToken,
     /// Where `GET /health` is served.
     pub health_port: Option<HealthPort>,
     /// How log lines look.
@@ -62,18 +68,17 @@ impl Config {
         let start = settings.value("start", StartSetting(Start::Cursor)).0;
         let max_events = settings.count("max-unacknowledged-events", u32::MAX.into());
         let max_bytes = settings.positive_bytes("max-unacknowledged-bytes");
-        let (target, to) = target(&mut settings, &tls_files);
+        let print = PrintTarget::new();
+        let output_closed = print.closed();
+        let (target, to): (Arc<dyn Target>, _) = match target(&mut settings, &tls_files) {
+            Some((target, url)) => (Arc::new(target), Some(url)),
+            None => (Arc::new(print), None),
+        };
         let given_id = settings.optional("client-id");
         let mut remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
         remarks.extend(settings.unknown_variables());
         let client_id = given_id.unwrap_or_else(|| default_client_id(to.is_some()));
-        let retry = RetryPolicy {
-            backoff: Backoff {
-                first: settings.positive_duration("retry-first"),
-                most: settings.positive_duration("retry-most"),
-            },
-            give_up_after: settings.duration("give-up-after"),
-        };
+        let policy = policy(&mut settings);
         let health_port = match settings.value("health-check-port", 0) {
             0 => None,
             port if settings.is_set("health-check-port") => Some(HealthPort::Wanted(port)),
@@ -94,10 +99,9 @@ impl Config {
                 max_bytes: Some(max_bytes),
                 deferred: Vec::new(),
             },
-            routes: vec![Route::new(target)],
-            retry,
+            routes: vec![Route { policy, ..Route::new(target) }],
         };
-        settings.finish(Self { client, health_port, log_format, log_level, remarks })
+        settings.finish(Self { client, output_closed, health_port, log_format, log_level, remarks })
     }
 }
 
@@ -178,8 +182,8 @@ fn usable<T>(settings: &mut Settings, files: &PemFiles, tls: Result<T, TlsError>
     tls.map_err(|error| settings.problem(files.setting_of(&error), &error.to_string())).ok()
 }
 
-/// The target, and its URL if there is one.
-fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option<String>) {
+/// The target with its URL, if there is one.
+fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, String)> {
     let timeout = settings.positive_duration("target-timeout");
     let relay = relay_url(settings);
     let url = match (settings.optional::<String>("target"), relay) {
@@ -188,16 +192,23 @@ fn target(settings: &mut Settings, files: &PemFiles) -> (Arc<dyn Target>, Option
             None
         }
         (target, relay) => target.or(relay),
-    };
-    let Some(url) = url else { return (Arc::new(PrintTarget::new()), None) };
+    }?;
     let tls = if url.starts_with("https:") { usable(settings, files, files.target_config()) } else { None };
-    let tls = tls.unwrap_or_else(no_tls);
-    match HttpTarget::try_new(&url, timeout, tls) {
-        Ok(target) => (Arc::new(target), Some(url)),
-        Err(error) => {
-            settings.problem("target", &error.to_string());
-            (Arc::new(PrintTarget::new()), None)
-        }
+    let target = HttpTarget::try_new(&url, timeout, tls.unwrap_or_else(no_tls));
+    let target = target.map_err(|error| settings.problem("target", &error.to_string())).ok()?;
+    Some((target, url))
+}
+
+fn policy(settings: &mut Settings) -> DeliveryPolicy {
+    let attempts: u32 = settings.value("give-up-attempts", 0);
+    DeliveryPolicy {
+        backoff: Backoff {
+            first: settings.positive_duration("retry-first"),
+            most: settings.positive_duration("retry-most"),
+        },
+        give_up_after: settings.duration("give-up-after"),
+        give_up_attempts: Some(attempts).filter(|attempts| *attempts > 0),
+        parallel: usize::try_from(settings.count("target-parallel", MOST_PARALLEL)).unwrap_or(usize::MAX),
     }
 }
 

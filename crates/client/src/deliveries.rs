@@ -2,164 +2,377 @@
 //!
 //! Deliveries outlive streams: when one breaks, lanes go on, and what the server sends again on the next stream is
 //! recognised here instead of being delivered twice.
+//!
+//! One window serves all lanes, so a lane that is slower than its events come, or whose target is down, must not fill it.
+//! What goes beyond the lane's share of the window is *deferred*: the body is dropped, the server is told, and only the sequence stays in
+//! the lane's backlog. When the lane comes to it, it is *recalled*, and the server sends it once more. An event for several
+//! lanes is deferred when those that still need it all have it in their backlog. At most [`MOST_DEFERRED`] events are;
+//! beyond that the window fills up and nothing more comes until the lanes have made room.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use gitstafette_proto::convert::MAX_DEFERRED;
+use gitstafette_proto::v1::subscribe_request::Request;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-use crate::lane::{self, Completion, RetryPolicy};
-use crate::route::{LaneKey, Route};
+use crate::lane::Report;
+use crate::lanes::Lanes;
+use crate::outbox::Outbox;
+use crate::route::{Destination, LaneKey};
+use crate::state::ClientState;
+use crate::window::{Load, Window};
 
 /// The target's name in the outcome of an event that no route wanted.
 const NO_TARGET: &str = "none";
 
-/// The lanes, what is in them, and what was acknowledged without a receipt yet.
+/// How many events are deferred at most. The server also counts what is recalled and not sent yet, as the window may be full
+/// of events behind it: some of these can then still be put down, to make room for it.
+const MOST_DEFERRED: usize = MAX_DEFERRED - 1024;
+
+/// The lanes, what waits for them, and what was acknowledged without a receipt yet.
 ///
-/// Channels and maps are unbounded in themselves; the subscription's window bounds what is in them.
+/// Channels and maps are unbounded in themselves; the subscription's window bounds what is in them, and [`MOST_DEFERRED`].
 #[derive(Debug)]
 pub(crate) struct Deliveries {
-    routes: Vec<Route>,
-    retry: RetryPolicy,
+    destinations: Vec<Arc<Destination>>,
+    state: watch::Sender<ClientState>,
     /// The store that the sequences below are of.
     store: Option<String>,
-    lanes: HashMap<LaneKey, Lane>,
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
-    sender: mpsc::UnboundedSender<Completion>,
-    completions: mpsc::UnboundedReceiver<Completion>,
-    in_lanes: HashMap<Sequence, Pending>,
+    lanes: Lanes,
+    reports: mpsc::UnboundedReceiver<Report>,
+    window: Window,
+    pending: HashMap<Sequence, Pending>,
+    /// Those of the pending whose body is not here: deferred or recalled.
+    absent: BTreeSet<Sequence>,
+    /// How many of these are deferred.
+    deferred: usize,
+    /// Those of the pending that no lane has room for: to be deferred.
+    parked: BTreeSet<Sequence>,
     unconfirmed: BTreeMap<Sequence, Acknowledgement>,
+    outbox: Outbox,
 }
 
-/// A lane's entrance, and how many events are in it. An empty lane is closed.
-#[derive(Debug)]
-struct Lane {
-    events: mpsc::UnboundedSender<Arc<Event>>,
-    inside: usize,
-}
-
-/// An event in its lanes: one outcome per route is awaited.
+/// An event that is not done: one outcome per lane is awaited.
 #[derive(Debug)]
 struct Pending {
+    /// When it first came.
+    arrived: Instant,
+    size: u64,
+    body: Body,
+    /// The lanes that are not through with it.
     awaited: usize,
+    /// Those of them that have it in their backlog.
+    queued: usize,
     outcomes: Vec<Outcome>,
 }
 
+/// Where an event's headers and body are.
+#[derive(Debug)]
+enum Body {
+    Here(Arc<Event>),
+    /// Left to the server.
+    Deferred,
+    /// On its way here again.
+    Recalled,
+}
+
 impl Deliveries {
-    pub(crate) fn new(routes: Vec<Route>, retry: RetryPolicy) -> Self {
-        let (sender, completions) = mpsc::unbounded_channel();
+    /// Deliveries to these destinations, which fit the window, and tell the state.
+    pub(crate) fn new(
+        destinations: Vec<Arc<Destination>>,
+        window: Window,
+        state: watch::Sender<ClientState>,
+    ) -> Self {
+        let (sender, reports) = mpsc::unbounded_channel();
         Self {
-            routes,
-            retry,
+            destinations,
+            state,
             store: None,
-            lanes: HashMap::new(),
-            tasks: JoinSet::new(),
-            stop: CancellationToken::new(),
-            sender,
-            completions,
-            in_lanes: HashMap::new(),
+            lanes: Lanes::new(sender),
+            reports,
+            window,
+            pending: HashMap::new(),
+            absent: BTreeSet::new(),
+            deferred: 0,
+            parked: BTreeSet::new(),
             unconfirmed: BTreeMap::new(),
+            outbox: Outbox::default(),
         }
     }
 
-    /// The stream's sequences are of this store. If that is another one than before (a server that keeps events in
-    /// memory was started anew), the same sequences now mean other events: what is in lanes is finished without being
-    /// acknowledged, and all else is forgotten.
-    pub(crate) fn belong_to(&mut self, store: &str) {
+    /// A new stream begins. Returns what is deferred, for its subscription; what was recalled comes by itself, and what was
+    /// done meanwhile is acknowledged as soon as it stands.
+    pub(crate) fn resume(&mut self) -> Vec<Sequence> {
+        self.outbox = Outbox::default();
+        for acknowledgement in self.unconfirmed.values() {
+            self.outbox.acknowledge(acknowledgement.clone());
+        }
+        let deferred = |sequence: &&Sequence| matches!(self.pending[sequence].body, Body::Deferred);
+        self.absent.iter().filter(deferred).copied().collect()
+    }
+
+    /// The stream's sequences are of this store. `false` if that is another one than before (a server that keeps events in
+    /// memory was started anew): the same sequences now mean other events. Then all is forgotten; tries under way are
+    /// finished unheard, before others go the same way.
+    pub(crate) fn belong_to(&mut self, store: &str) -> bool {
         let before = self.store.replace(store.to_owned());
         if before.is_none_or(|before| before == store) {
-            return;
+            return true;
         }
-        if !self.in_lanes.is_empty() {
+        if !self.pending.is_empty() {
             tracing::warn!(
-                events = self.in_lanes.len(),
-                "the server has another store: what is under way is finished unheard"
+                events = self.pending.len(),
+                "the server has another store: tries under way are finished unheard, what waits is dropped"
             );
         }
-        // Without an entrance a lane ends when it is through.
-        self.lanes.clear();
-        self.in_lanes.clear();
+        let (sender, reports) = mpsc::unbounded_channel();
+        self.lanes.replace(sender);
+        self.reports = reports;
+        self.window.taken = Load::default();
+        self.pending.clear();
+        self.absent.clear();
+        self.deferred = 0;
+        self.parked.clear();
         self.unconfirmed.clear();
-        (self.sender, self.completions) = mpsc::unbounded_channel();
-    }
-
-    /// Takes an event from the stream. Returns its acknowledgement if there is nothing to wait for: it was delivered
-    /// before and the server has not heard, or no route wants it.
-    pub(crate) fn accept(&mut self, event: &Arc<Event>) -> Option<Acknowledgement> {
-        if let Some(acknowledgement) = self.unconfirmed.get(&event.sequence) {
-            return Some(acknowledgement.clone());
-        }
-        if self.in_lanes.contains_key(&event.sequence) {
-            return None;
-        }
-        let facts = &event.webhook.facts;
-        let wanted: Vec<_> =
-            (0..self.routes.len()).filter(|at| self.routes[*at].filter.matches(facts)).collect();
-        if wanted.is_empty() {
-            return Some(self.finished(event.sequence, vec![filtered()]));
-        }
-        self.in_lanes.insert(event.sequence, Pending { awaited: wanted.len(), outcomes: Vec::new() });
-        for route in wanted {
-            self.enter(LaneKey::new(route, facts), route, Arc::clone(event));
-        }
-        None
-    }
-
-    fn enter(&mut self, key: LaneKey, route: usize, event: Arc<Event>) {
-        let lane = self.lanes.entry(key).or_insert_with_key(|key| {
-            let (events, receiver) = mpsc::unbounded_channel();
-            let target = Arc::clone(&self.routes[route].target);
-            let stop = self.stop.clone();
-            self.tasks.spawn(lane::run(key.clone(), target, self.retry, receiver, self.sender.clone(), stop));
-            Lane { events, inside: 0 }
+        self.outbox = Outbox::default();
+        self.publish(|state| {
+            state.received = Sequence::ZERO;
+            state.targets.iter_mut().for_each(|target| target.failing = false);
         });
-        lane.inside += 1;
-        // The lane only ends when it is removed from the map, or when all are stopped.
-        drop(lane.events.send(event));
+        false
     }
 
-    /// Waits for the next event that is through all its lanes. Cancel safe.
-    pub(crate) async fn completed(&mut self) -> Acknowledgement {
-        loop {
-            tokio::select! {
-                Some(ended) = self.tasks.join_next() => propagate(ended),
-                Some(completion) = self.completions.recv() => {
-                    if let Some(acknowledgement) = self.complete(completion) {
-                        return acknowledgement;
-                    }
+    /// Takes an event from the stream; `true` if it is new.
+    pub(crate) fn accept(&mut self, event: &Arc<Event>) -> bool {
+        let sequence = event.sequence;
+        if let Some(acknowledgement) = self.unconfirmed.get(&sequence) {
+            // It was delivered before, and the server has not heard.
+            self.outbox.acknowledge(acknowledgement.clone());
+            return false;
+        }
+        let is_new = match self.pending.get_mut(&sequence) {
+            Some(Pending { body: Body::Here(_), .. }) => return false,
+            Some(pending) => {
+                let before = std::mem::replace(&mut pending.body, Body::Here(Arc::clone(event)));
+                self.absent.remove(&sequence);
+                if let Body::Deferred = before {
+                    self.deferred -= 1;
+                    self.window.taken.add(pending.size);
+                }
+                false
+            }
+            None => true,
+        };
+        if is_new {
+            let ways = self.ways(event);
+            if ways.is_empty() {
+                self.filtered(sequence);
+                return true;
+            }
+            self.enter(event, &ways);
+        }
+        self.advance(event);
+        self.squeeze();
+        self.publish(|state| state.received = state.received.max(sequence));
+        is_new
+    }
+
+    /// The lanes that an event goes through.
+    fn ways(&self, event: &Event) -> Vec<LaneKey> {
+        let wanted = self.destinations.iter().enumerate().filter(|(_, destination)| destination.wants(event));
+        wanted.map(|(route, _)| LaneKey::new(route, &event.webhook.facts)).collect()
+    }
+
+    fn enter(&mut self, event: &Arc<Event>, ways: &[LaneKey]) {
+        let pending = Pending {
+            arrived: Instant::now(),
+            size: event.webhook.size(),
+            body: Body::Here(Arc::clone(event)),
+            awaited: ways.len(),
+            queued: ways.len(),
+            outcomes: Vec::new(),
+        };
+        self.window.taken.add(pending.size);
+        self.pending.insert(event.sequence, pending);
+        for key in ways {
+            self.lanes.open(key, &self.destinations[key.route]).queue(event.sequence);
+        }
+    }
+
+    /// Hands an event on to those of its lanes that have room for it, and puts it down if none has.
+    fn advance(&mut self, event: &Event) {
+        let ways = self.ways(event);
+        for key in &ways {
+            self.refill(key);
+        }
+        let sequence = event.sequence;
+        let in_backlogs =
+            self.pending.get(&sequence).is_some_and(|pending| pending.queued == pending.awaited);
+        if in_backlogs && !ways.iter().any(|key| self.lanes.is_next(key, sequence)) {
+            self.parked.insert(sequence);
+        }
+        self.defer();
+    }
+
+    /// Gives a lane as much of its backlog as fits its share, in order, and recalls what is not here.
+    fn refill(&mut self, key: &LaneKey) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let mut ahead = lane.held;
+        let (mut handed, mut seen) = (0, 0);
+        lane.reach = Sequence::ZERO;
+        for sequence in &lane.backlog {
+            let Some(pending) = self.pending.get_mut(sequence) else { break };
+            if !self.window.admits(ahead, pending.size) {
+                break;
+            }
+            ahead.add(pending.size);
+            seen += 1;
+            lane.reach = *sequence;
+            self.parked.remove(sequence);
+            match &pending.body {
+                // Only in order: not past one that is still on its way.
+                Body::Here(event) if handed + 1 == seen => {
+                    lane.hand(Arc::clone(event), pending.arrived);
+                    lane.held.add(pending.size);
+                    pending.queued -= 1;
+                    handed += 1;
+                }
+                Body::Here(_) | Body::Recalled => {}
+                Body::Deferred => {
+                    pending.body = Body::Recalled;
+                    self.deferred -= 1;
+                    self.window.taken.add(pending.size);
+                    self.outbox.recall(*sequence);
                 }
             }
         }
+        for _ in 0..handed {
+            lane.backlog.pop_first();
+        }
     }
 
-    fn complete(&mut self, Completion { lane, sequence, outcome }: Completion) -> Option<Acknowledgement> {
-        if let Some(entrance) = self.lanes.get_mut(&lane) {
-            entrance.inside -= 1;
-            if entrance.inside == 0 {
-                self.lanes.remove(&lane);
+    /// Takes back what lanes were given when there was more room than there is now.
+    fn squeeze(&mut self) {
+        for key in self.lanes.over(&self.window) {
+            while let Some(lane) = self.lanes.get_mut(&key)
+                && self.window.is_over(lane.held)
+                && let Some(sequence) = lane.take_back()
+                && let Some(pending) = self.pending.get_mut(&sequence)
+            {
+                pending.queued += 1;
+                if pending.queued == pending.awaited {
+                    self.parked.insert(sequence);
+                }
+                self.defer();
             }
         }
-        let pending = self.in_lanes.get_mut(&sequence)?;
-        pending.awaited -= 1;
-        pending.outcomes.push(outcome);
-        if pending.awaited > 0 {
-            return None;
-        }
-        let outcomes = self.in_lanes.remove(&sequence)?.outcomes;
-        Some(self.finished(sequence, outcomes))
     }
 
-    fn finished(&mut self, sequence: Sequence, outcomes: Vec<Outcome>) -> Acknowledgement {
+    /// Drops the bodies of what no lane has room for, as far as the server allows.
+    fn defer(&mut self) {
+        while self.deferred < MOST_DEFERRED
+            && let Some(sequence) = self.parked.pop_last()
+            && let Some(pending) = self.pending.get_mut(&sequence)
+        {
+            pending.body = Body::Deferred;
+            self.window.taken.remove(pending.size);
+            self.absent.insert(sequence);
+            self.deferred += 1;
+            self.outbox.defer(sequence);
+        }
+    }
+
+    /// Waits for the next word from a lane, and does what follows from it. Cancel safe.
+    pub(crate) async fn progress(&mut self) {
+        tokio::select! {
+            () = self.lanes.ended() => {}
+            Some(report) = self.reports.recv() => self.hear(report),
+        }
+    }
+
+    /// Runs something else to its end, and hears what the lanes say meanwhile.
+    pub(crate) async fn during<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let mut other = std::pin::pin!(other);
+        loop {
+            tokio::select! {
+                done = &mut other => return done,
+                () = self.progress() => {}
+            }
+        }
+    }
+
+    fn hear(&mut self, report: Report) {
+        match report {
+            Report::Retrying(key) => {
+                self.lanes.retries(&key);
+                self.show_failing(key.route);
+                self.publish(|_| {});
+            }
+            Report::Completed { lane, sequence, outcome } => self.complete(&lane, sequence, outcome),
+        }
+    }
+
+    fn complete(&mut self, key: &LaneKey, sequence: Sequence, outcome: Outcome) {
+        let Some(pending) = self.pending.get_mut(&sequence) else { return };
+        self.lanes.completed(key, pending.size);
+        self.state.send_modify(|state| state.count(key.route, &outcome));
+        pending.awaited -= 1;
+        pending.outcomes.push(outcome);
+        match (&pending.body, pending.awaited) {
+            (_, 0) => {
+                self.window.taken.remove(pending.size);
+                let outcomes = std::mem::take(&mut pending.outcomes);
+                self.pending.remove(&sequence);
+                self.finished(sequence, outcomes);
+            }
+            (Body::Here(event), _) => {
+                let event = Arc::clone(event);
+                self.advance(&event);
+            }
+            (Body::Deferred | Body::Recalled, _) => {}
+        }
+        self.go_on(key);
+        self.defer();
+        self.show_failing(key.route);
+        self.publish(|_| {});
+    }
+
+    /// Gives a lane more to do, or closes it.
+    fn go_on(&mut self, key: &LaneKey) {
+        self.refill(key);
+        self.lanes.close_if_empty(key);
+    }
+
+    fn filtered(&mut self, sequence: Sequence) {
+        self.finished(
+            sequence,
+            vec![Outcome {
+                target: NO_TARGET.into(),
+                result: OutcomeResult::Filtered,
+                code: None,
+                attempts: 0,
+                duration: Duration::ZERO,
+                at: SystemTime::now().into(),
+                detail: String::new(),
+            }],
+        );
+        self.publish(|state| {
+            state.filtered += 1;
+            state.received = state.received.max(sequence);
+        });
+    }
+
+    fn finished(&mut self, sequence: Sequence, outcomes: Vec<Outcome>) {
         let acknowledgement = Acknowledgement { sequence, outcomes };
-        self.unconfirmed.insert(sequence, acknowledgement.clone());
-        acknowledgement
+        self.outbox.acknowledge(acknowledgement.clone());
+        self.unconfirmed.insert(sequence, acknowledgement);
     }
 
     /// The server has stored these acknowledgements.
@@ -169,9 +382,48 @@ impl Deliveries {
         }
     }
 
-    /// The server's cursor stands here: it has all acknowledgements up to it.
+    /// The server's cursor stands here: it has all acknowledgements up to it, and nothing before it will come again.
     pub(crate) fn cursor_at(&mut self, cursor: Sequence) {
         self.unconfirmed = self.unconfirmed.split_off(&cursor.next());
+        self.forget(Sequence::ZERO..=cursor);
+    }
+
+    /// The server no longer has these events: what is not here of them will not come.
+    pub(crate) fn missed(&mut self, first: Sequence, last: Sequence) {
+        if first <= last {
+            self.forget(first..=last);
+            self.publish(|state| state.missed += last.get() - first.get() + 1);
+        }
+    }
+
+    /// Forgets what was to come again and will not, and lets the lanes that waited for it go on.
+    fn forget(&mut self, gone: RangeInclusive<Sequence>) {
+        let gone: Vec<_> = self.absent.range(gone).copied().collect();
+        if gone.is_empty() {
+            return;
+        }
+        for sequence in &gone {
+            self.absent.remove(sequence);
+            match self.pending.remove(sequence) {
+                Some(Pending { body: Body::Deferred, .. }) => self.deferred -= 1,
+                Some(pending) => self.window.taken.remove(pending.size),
+                None => {}
+            }
+        }
+        for key in self.lanes.without(&gone) {
+            self.go_on(&key);
+        }
+        self.defer();
+    }
+
+    /// Whether the server is to be told something.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// The next message for the server.
+    pub(crate) fn next_news(&mut self) -> Option<Request> {
+        self.outbox.next()
     }
 
     /// How many acknowledgements have no receipt yet.
@@ -179,124 +431,30 @@ impl Deliveries {
         self.unconfirmed.len()
     }
 
-    /// Ends the lanes: the tries under way are finished, what waits is left. Returns what was completed meanwhile.
-    pub(crate) async fn stop(&mut self) -> Vec<Acknowledgement> {
-        self.stop.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            propagate(ended);
+    /// Ends the lanes: the tries under way are finished, what waits is left.
+    pub(crate) async fn stop(&mut self) {
+        self.lanes.stop().await;
+        while let Ok(report) = self.reports.try_recv() {
+            self.hear(report);
         }
-        let mut completed = Vec::new();
-        while let Ok(completion) = self.completions.try_recv() {
-            completed.extend(self.complete(completion));
-        }
-        completed
     }
-}
 
-/// A lane ended. If it panicked so does its owner: nothing may go on as if its events were being delivered.
-fn propagate(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
+    fn show_failing(&self, route: usize) {
+        let failing = self.lanes.are_retrying(route);
+        self.state.send_modify(|state| {
+            if let Some(target) = state.targets.get_mut(route) {
+                target.failing = failing;
+            }
+        });
     }
-}
 
-fn filtered() -> Outcome {
-    Outcome {
-        target: NO_TARGET.into(),
-        result: OutcomeResult::Filtered,
-        code: None,
-        attempts: 0,
-        duration: Duration::ZERO,
-        at: SystemTime::now().into(),
-        detail: String::new(),
+    fn publish(&self, change: impl FnOnce(&mut ClientState)) {
+        self.state.send_modify(|state| {
+            change(state);
+            (state.waiting, state.deferred) = (self.pending.len(), self.deferred);
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use async_trait::async_trait;
-    use gitstafette_core::backoff::Backoff;
-    use gitstafette_core::event::Address;
-    use gitstafette_core::target::{Attempt, Target, Verdict};
-    use gitstafette_core::testing;
-
-    #[derive(Debug)]
-    struct Always;
-
-    #[async_trait]
-    impl Target for Always {
-        fn name(&self) -> &str {
-            "always"
-        }
-
-        async fn attempt(&self, _: &Event) -> Attempt {
-            Attempt { verdict: Verdict::Delivered, code: None, detail: String::new() }
-        }
-    }
-
-    fn deliveries(routes: Vec<Route>) -> Deliveries {
-        let backoff = Backoff { first: Duration::from_secs(1), most: Duration::from_secs(1) };
-        Deliveries::new(routes, RetryPolicy { backoff, give_up_after: Duration::from_secs(10) })
-    }
-
-    fn event(sequence: u64, repository: &str) -> Arc<Event> {
-        let webhook = testing::webhook(sequence, repository, 3);
-        Arc::new(Event {
-            sequence: Sequence::new(sequence),
-            redelivery: false,
-            address: Address::default(),
-            webhook,
-        })
-    }
-
-    #[tokio::test]
-    async fn what_is_sent_again_is_not_delivered_again() {
-        let mut deliveries = deliveries(vec![Route::new(Arc::new(Always))]);
-        let one = event(1, "octo/hello");
-        assert_eq!(deliveries.accept(&one), None);
-        assert_eq!(deliveries.accept(&one), None, "it is in its lane");
-        let acknowledgement = deliveries.completed().await;
-        assert_eq!(acknowledgement.outcomes.len(), 1);
-        assert_eq!(deliveries.accept(&one), Some(acknowledgement), "the server has not heard of it");
-        deliveries.confirmed([1]);
-        assert_eq!(deliveries.unconfirmed(), 0);
-        assert!(deliveries.lanes.is_empty(), "an empty lane is closed");
-    }
-
-    #[tokio::test]
-    async fn one_acknowledgement_with_an_outcome_per_route() {
-        let only = |pattern: &str| Route {
-            filter: Filter { repositories: vec![pattern.parse().unwrap()], events: vec![] },
-            target: Arc::new(Always),
-        };
-        use gitstafette_core::filter::Filter;
-        let mut deliveries =
-            deliveries(vec![Route::new(Arc::new(Always)), only("octo/hello"), only("octo/other")]);
-        assert_eq!(deliveries.accept(&event(1, "octo/hello")), None);
-        assert_eq!(deliveries.completed().await.outcomes.len(), 2);
-        assert_eq!(deliveries.accept(&event(2, "octo/third")), None);
-        assert_eq!(deliveries.completed().await.outcomes.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn what_no_route_wants_is_filtered() {
-        let mut deliveries = deliveries(vec![]);
-        let acknowledgement = deliveries.accept(&event(1, "octo/hello")).unwrap();
-        assert_eq!(acknowledgement.outcomes[0].result, OutcomeResult::Filtered);
-        deliveries.cursor_at(Sequence::new(1));
-        assert_eq!(deliveries.unconfirmed(), 0);
-    }
-
-    #[tokio::test]
-    async fn stopping_returns_what_was_done() {
-        let mut deliveries = deliveries(vec![Route::new(Arc::new(Always))]);
-        deliveries.accept(&event(1, "octo/hello"));
-        while deliveries.completions.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(deliveries.stop().await.len(), 1);
-    }
-}
+mod tests;

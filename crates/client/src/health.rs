@@ -1,4 +1,4 @@
-//! `GET /health`: whether the client lives, and whether its subscription stands.
+//! `GET /health`: whether the client lives, whether its subscription stands, and how its deliveries go.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::client::ClientState;
+use crate::state::ClientState;
 
 /// How long one probe may take, from its connection to the end of its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,11 +27,10 @@ const PROBES: usize = 32;
 
 /// The answer. Its status is 200 as long as the process lives: a server that is away is no reason to restart a client.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Health {
+struct Health<'a> {
     status: &'static str,
-    subscribed: bool,
-    received: u64,
+    #[serde(flatten)]
+    client: &'a ClientState,
 }
 
 /// Serves `GET /health` until `stop` is cancelled: one request a connection, each within a time-out.
@@ -62,7 +61,7 @@ pub async fn serve(listener: TcpListener, state: watch::Receiver<ClientState>, s
 
 async fn answer(stream: TcpStream, state: watch::Receiver<ClientState>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&request, *state.borrow());
+        let response = respond(&request, &state.borrow());
         async { Ok::<_, Infallible>(response) }
     });
     let mut builder = http1::Builder::new();
@@ -72,8 +71,8 @@ async fn answer(stream: TcpStream, state: watch::Receiver<ClientState>) {
     }
 }
 
-fn respond(request: &Request<Incoming>, state: ClientState) -> Response<Full<Bytes>> {
-    let health = Health { status: "ok", subscribed: state.subscribed, received: state.received.get() };
+fn respond(request: &Request<Incoming>, state: &ClientState) -> Response<Full<Bytes>> {
+    let health = Health { status: "ok", client: state };
     let (status, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/health") => {
             (StatusCode::OK, serde_json::to_vec(&health).unwrap_or_default())
@@ -90,6 +89,7 @@ fn respond(request: &Request<Incoming>, state: ClientState) -> Response<Full<Byt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::TargetState;
     use gitstafette_core::event::Sequence;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -108,10 +108,21 @@ mod tests {
         let (state, receiver) = watch::channel(ClientState::default());
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, receiver, stop.clone()));
-        state.send_replace(ClientState { subscribed: true, received: Sequence::new(7) });
+        state.send_replace(ClientState {
+            subscribed: true,
+            received: Sequence::new(7),
+            dead_letters: 1,
+            targets: vec![TargetState::new("jenkins:8080")],
+            ..ClientState::default()
+        });
         let answer = ask(address, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(answer.ends_with(r#"{"status":"ok","subscribed":true,"received":7}"#), "{answer}");
+        let expected = concat!(
+            r#"{"status":"ok","subscribed":true,"received":7,"delivered":0,"deadLetters":1,"filtered":0,"#,
+            r#""missed":0,"waiting":0,"deferred":0,"targets":[{"name":"jenkins:8080","failing":false,"#,
+            r#""lastOutcome":null,"lastOutcomeAt":null}]}"#
+        );
+        assert!(answer.ends_with(expected), "{answer}");
         assert!(ask(address, "GET /other HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 404 "));
         let mut dawdling = TcpStream::connect(address).await.unwrap();
         dawdling.write_all(b"GET /hea").await.unwrap();

@@ -3,131 +3,125 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use gitstafette_core::backoff::Backoff;
 use gitstafette_core::event::{Event, Sequence};
-use gitstafette_core::target::{Attempt, Outcome, OutcomeResult, Target, Verdict};
+use gitstafette_core::target::{Attempt, Outcome, OutcomeResult};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::route::LaneKey;
+use crate::gate::{Pause, Trouble};
+use crate::policy::Next;
+use crate::queue::{Parcel, Queue};
+use crate::route::{Destination, LaneKey};
 
-/// When a delivery is tried again, and when it is given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetryPolicy {
-    /// How long to wait between tries.
-    pub backoff: Backoff,
-    /// An event that could not be delivered for so long becomes a dead letter.
-    pub give_up_after: Duration,
-}
-
-/// A lane's report: what became of an event at its target.
+/// What a lane tells its owner.
 #[derive(Debug)]
-pub(crate) struct Completion {
-    pub(crate) lane: LaneKey,
-    pub(crate) sequence: Sequence,
-    pub(crate) outcome: Outcome,
+pub(crate) enum Report {
+    /// A first try failed, and there will be more.
+    Retrying(LaneKey),
+    /// This became of an event.
+    Completed { lane: LaneKey, sequence: Sequence, outcome: Outcome },
 }
 
-/// Delivers what comes in, one after the other, until the sender is gone or `stop` is cancelled. What is being tried
-/// then is finished; what waits is left: it was not acknowledged and comes again.
-pub(crate) async fn run(
-    key: LaneKey,
-    target: Arc<dyn Target>,
-    retry: RetryPolicy,
-    mut events: mpsc::UnboundedReceiver<Arc<Event>>,
-    completions: mpsc::UnboundedSender<Completion>,
-    stop: CancellationToken,
-) {
-    while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
-        let Some(outcome) = deliver(&event, &*target, retry, &stop).await else { return };
-        let completion = Completion { lane: key.clone(), sequence: event.sequence, outcome };
-        // Nobody listens when the store of these events is gone: they are delivered all the same.
-        drop(completions.send(completion));
-    }
+/// A lane before it runs.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) key: LaneKey,
+    pub(crate) destination: Arc<Destination>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) reports: mpsc::UnboundedSender<Report>,
+    pub(crate) stop: CancellationToken,
 }
 
-/// Tries until the target has the event, refuses it for good, or the time is up; `None` if it was stopped between
-/// two tries.
-async fn deliver(
-    event: &Event,
-    target: &dyn Target,
-    retry: RetryPolicy,
-    stop: &CancellationToken,
-) -> Option<Outcome> {
-    let started = Instant::now();
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let tried = Instant::now();
-        let Attempt { verdict, code, detail } = target.attempt(event).await;
-        let outcome = |result, detail| Outcome {
-            target: target.name().to_owned(),
-            result,
-            code,
-            attempts,
-            duration: started.elapsed(),
-            at: SystemTime::now().into(),
-            detail,
-        };
-        let wait = match verdict {
-            Verdict::Delivered => {
-                log(event, target, attempts, tried, code, "delivered", "");
-                return Some(outcome(OutcomeResult::Delivered, detail));
-            }
-            Verdict::Final => {
-                log(event, target, attempts, tried, code, "refused for good", &detail);
-                return Some(outcome(OutcomeResult::Failed, detail));
-            }
-            Verdict::Unreachable => retry.backoff.delay(attempts, fastrand::f64()),
-            Verdict::Retry(wish) => {
-                let wait = retry.backoff.delay(attempts, fastrand::f64());
-                // A target may ask for more patience than the backoff has, up to the last try.
-                let left = retry.give_up_after.saturating_sub(started.elapsed());
-                wait.max(wish.unwrap_or_default().min(left))
-            }
-        };
-        if started.elapsed() + wait > retry.give_up_after {
-            log(event, target, attempts, tried, code, "given up", &detail);
-            return Some(outcome(OutcomeResult::Failed, detail));
+impl Lane {
+    /// Delivers what comes in, one after the other, until the queue is closed or `stop` is cancelled. What is being tried
+    /// then is finished; what waits is left: it was not acknowledged and comes again.
+    pub(crate) async fn run(self) {
+        while let Some(Some(parcel)) = self.stop.run_until_cancelled(self.queue.next()).await {
+            let Some(outcome) = self.deliver(&parcel).await else { return };
+            let sequence = parcel.event.sequence;
+            self.report(Report::Completed { lane: self.key.clone(), sequence, outcome });
         }
-        log(event, target, attempts, tried, code, "will be tried again", &detail);
-        stop.run_until_cancelled(tokio::time::sleep(wait)).await?;
     }
-}
 
-/// The one line per delivery attempt.
-fn log(
-    event: &Event,
-    target: &dyn Target,
-    attempt: u32,
-    tried: Instant,
-    code: Option<u16>,
-    what: &'static str,
-    detail: &str,
-) {
-    let facts = &event.webhook.facts;
-    let duration_ms = u64::try_from(tried.elapsed().as_millis()).unwrap_or(u64::MAX);
-    macro_rules! line {
-        ($level:ident, $($detail:tt)*) => {
-            $level!(
-                event.sequence = event.sequence.get(),
-                delivery.id = %facts.delivery_id,
-                event.type = %facts.event_type,
-                repository.name = %facts.repository_label(),
-                target.name = target.name(),
-                attempt.number = attempt,
-                status = code,
-                duration_ms,
-                $($detail)*
-                "{what}"
-            )
-        };
+    fn report(&self, report: Report) {
+        // Nobody listens when the store of these events is gone.
+        drop(self.reports.send(report));
     }
-    match detail {
-        "" => line!(info,),
-        detail => line!(warn, detail = detail.lines().next(),),
+
+    /// Tries until the target has the event, refuses it for good, or patience is at its end; `None` if it was stopped
+    /// between two tries.
+    async fn deliver(&self, parcel: &Parcel) -> Option<Outcome> {
+        let Destination { target, policy, gate, .. } = &*self.destination;
+        let mut started = None;
+        let (mut attempts, mut cut_short) = (0, 0);
+        loop {
+            let permit = self.stop.run_until_cancelled(gate.admit()).await?;
+            let tried = Instant::now();
+            let started = *started.get_or_insert(tried);
+            attempts += 1;
+            let attempt = target.attempt(&parcel.event).await;
+            drop(permit);
+            gate.tried(attempt.verdict);
+            let next = policy.after(attempt.verdict, attempts, parcel.arrived.elapsed(), fastrand::f64());
+            self.log(&parcel.event, attempts, tried, &attempt, next);
+            let result = match next {
+                Next::Delivered => OutcomeResult::Delivered,
+                Next::Refused | Next::GivenUp => OutcomeResult::Failed,
+                Next::Again(longest) => {
+                    if attempts == 1 {
+                        self.report(Report::Retrying(self.key.clone()));
+                    }
+                    // Early tries back off, too: what others get delivered may not help this event.
+                    let shortest = policy.backoff.delay(cut_short + 1, 1.0);
+                    let pause = Pause { longest, shortest, trouble: Trouble::of(&attempt) };
+                    cut_short += u32::from(self.stop.run_until_cancelled(gate.wait(&**target, pause)).await?);
+                    continue;
+                }
+            };
+            return Some(self.outcome(result, attempt, attempts, started.elapsed()));
+        }
+    }
+
+    fn outcome(&self, result: OutcomeResult, last: Attempt, attempts: u32, duration: Duration) -> Outcome {
+        Outcome {
+            target: self.destination.name.to_string(),
+            result,
+            code: last.code,
+            attempts,
+            duration,
+            at: SystemTime::now().into(),
+            detail: last.detail,
+        }
+    }
+
+    /// The one line per delivery attempt.
+    fn log(&self, event: &Event, number: u32, tried: Instant, attempt: &Attempt, next: Next) {
+        let facts = &event.webhook.facts;
+        let duration_ms = u64::try_from(tried.elapsed().as_millis()).unwrap_or(u64::MAX);
+        macro_rules! line {
+            ($level:ident, $($what:tt)*) => {
+                $level!(
+                    event.sequence = event.sequence.get(),
+                    delivery.id = %facts.delivery_id,
+                    event.type = %facts.event_type,
+                    repository.name = %facts.repository_label(),
+                    target.name = &*self.destination.name,
+                    attempt.number = number,
+                    status = attempt.code,
+                    duration_ms,
+                    $($what)*
+                )
+            };
+        }
+        let detail = attempt.detail.lines().next();
+        match next {
+            Next::Delivered => line!(info, "delivered"),
+            Next::Refused => line!(warn, detail, "refused for good"),
+            Next::GivenUp => line!(warn, detail, "given up"),
+            Next::Again(_) => line!(warn, detail, "will be tried again"),
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use std::{sync::Arc, time::Duration};
+//! use std::sync::Arc;
 //! use gitstafette_client::target::PrintTarget;
-//! use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress, Subscription};
-//! use gitstafette_core::{backoff::Backoff, filter::Filter};
+//! use gitstafette_client::{Client, ClientOptions, Route, ServerAddress, Subscription};
+//! use gitstafette_core::filter::Filter;
 //! use tokio_util::sync::CancellationToken;
 //!
 //! let client = Client::new(ClientOptions {
@@ -16,27 +16,32 @@
 //!         ..Subscription::new("example".parse()?)
 //!     },
 //!     routes: vec![Route::new(Arc::new(PrintTarget::new()))],
-//!     retry: RetryPolicy {
-//!         backoff: Backoff { first: Duration::from_millis(500), most: Duration::from_secs(60) },
-//!         give_up_after: Duration::from_secs(24 * 3600),
-//!     },
 //! });
 //! client.run(CancellationToken::new()).await;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries`, `lane`,
-//! [`target`]. The operator's commands are in [`operate`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both
-//! programs.
+//! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries` with its
+//! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. The operator's commands are in
+//! [`operate`]. [`settings`], [`logging`], [`shutdown`] and [`tls`] serve both programs.
 
 mod client;
 mod connect;
 mod deliveries;
+mod gate;
 mod lane;
+mod lanes;
+mod outbox;
+mod policy;
+mod queue;
 mod route;
 mod session;
+mod state;
+mod window;
 
+#[cfg(unix)]
+pub mod allocator;
 pub mod cli;
 pub mod config;
 pub mod health;
@@ -47,8 +52,9 @@ pub mod shutdown;
 pub mod target;
 pub mod tls;
 
-pub use client::{Client, ClientOptions, ClientState};
+pub use client::{Client, ClientOptions};
 pub use connect::ServerAddress;
 pub use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
-pub use lane::RetryPolicy;
+pub use policy::{DeliveryPolicy, MAX_RETRY_AFTER};
 pub use route::Route;
+pub use state::{ClientState, TargetState};

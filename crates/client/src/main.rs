@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use gitstafette_client::cli::{self, Cli, ClientCommand, Flags};
 use gitstafette_client::config::{Config, HealthPort, KNOWN};
@@ -14,6 +15,8 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
+    #[cfg(unix)]
+    gitstafette_client::allocator::give_back_large_buffers();
     let Cli { command, config: file, flags } = Cli::parse();
     let command = match command {
         Some(ClientCommand::Operate(operation)) => return operate(&operation, file, &flags),
@@ -58,7 +61,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
         Some(port) => listen(port).await?,
     };
-    let Config { client: options, remarks, .. } = config;
+    let Config { client: options, output_closed, remarks, .. } = config;
     info!(
         server = options.server.url(),
         client.id = %options.subscription.client_id,
@@ -71,10 +74,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let client = Client::new(options);
     let health = health.map(|listener| tokio::spawn(health::serve(listener, client.state(), stop.clone())));
-    client.run(stop).await;
+    let mut running = pin!(client.run(stop.clone()));
+    tokio::select! {
+        () = &mut running => {}
+        () = output_closed.cancelled() => {
+            stop.cancel();
+            running.await;
+        }
+    }
     if let Some(health) = health {
         health.await.context("the health check's task")?;
     }
+    ensure!(!output_closed.is_cancelled(), "standard output was closed: what was not printed comes again");
     info!("stopped");
     Ok(())
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use gitstafette_core::event::{Event, Sequence};
-use gitstafette_core::store::Acknowledgement;
 use gitstafette_proto::convert::{Subscription, from_duration};
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
-use gitstafette_proto::v1::{self, GoAwayReason, SubscribeRequest, SubscribeResponse};
+use gitstafette_proto::v1::{GoAwayReason, Started, SubscribeRequest, SubscribeResponse};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +22,8 @@ use crate::deliveries::Deliveries;
 
 /// How long the server's first message may take, before its heartbeat interval is known.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many batches of acknowledgements may wait for the connection.
+/// How many messages may wait for the connection.
 const REQUESTS: usize = 4;
-/// How many outcomes go in one message: with details of 2 KiB and names of 256 bytes it stays below the 4 MiB that a
-/// server takes.
-const BATCH: usize = 1024;
 /// What a server may ask for as the interval of its heartbeats.
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 /// Fewer bytes than these within the time of two heartbeats are no event on its way: a proxy answers for a dead server
@@ -43,17 +39,19 @@ pub(crate) enum End {
     Stopped,
     /// The server said so beforehand.
     GoAway(GoAwayReason, String),
+    /// The server has another store than the subscription was made for: it was told of events that are others now.
+    OtherStore,
     /// It broke, or the server refused.
     Broken(Status),
 }
 
-/// What happens on a stream that others want to know.
-#[derive(Clone, Copy, Debug)]
+/// What happens on a stream that says how well it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// The subscription stands.
     Started,
-    /// An event came.
-    Received(Sequence),
+    /// An event came that was not known, or a receipt.
+    Progress,
 }
 
 /// Runs one stream on a connection until it ends.
@@ -65,12 +63,15 @@ pub(crate) async fn run(
     mut notify: impl FnMut(Notice) + Send,
 ) -> End {
     let (sender, receiver) = mpsc::channel(REQUESTS);
+    let deferred = deliveries.resume();
+    let has_deferred = !deferred.is_empty();
+    let subscription = Subscription { deferred, ..subscription };
     let first = SubscribeRequest { request: Some(Request::Subscription(subscription.into())) };
     if sender.try_send(first).is_err() {
         return End::Broken(Status::internal("the first message does not fit its empty channel"));
     }
     let opened = tokio::time::timeout(START_TIMEOUT, connection.calls.subscribe(requests(receiver)));
-    let responses = match stop.run_until_cancelled(opened).await {
+    let responses = match deliveries.during(stop.run_until_cancelled(opened)).await {
         None => return End::Stopped,
         Some(Err(_)) => return End::Broken(silent(START_TIMEOUT)),
         Some(Ok(Err(status))) => return End::Broken(status),
@@ -80,7 +81,8 @@ pub(crate) async fn run(
         responses,
         sender: Some(sender),
         deliveries,
-        done: Vec::new(),
+        has_started: false,
+        has_deferred,
         patience: START_TIMEOUT,
         received: connection.received,
     };
@@ -98,8 +100,10 @@ struct Session<'a> {
     /// `None` once the client's half of the stream is broken.
     sender: Option<mpsc::Sender<SubscribeRequest>>,
     deliveries: &'a mut Deliveries,
-    /// Acknowledgements that wait for room on the way to the server.
-    done: Vec<Acknowledgement>,
+    /// Whether the server has said which store it has. Before that, it is told nothing of events.
+    has_started: bool,
+    /// Whether the subscription named deferred events.
+    has_deferred: bool,
     /// How long the server may be silent: two heartbeats.
     patience: Duration,
     /// How many bytes have come in on the connection.
@@ -126,12 +130,14 @@ impl Session<'_> {
                         Err(status) => return End::Broken(status),
                     }
                 }
-                acknowledgement = self.deliveries.completed() => self.done.push(acknowledgement),
-                permit = reserve(self.sender.clone()), if !self.done.is_empty() => match permit {
-                    Some(permit) => drop(permit.send(batch(&mut self.done))),
-                    // The stream is broken; its error comes by the other half.
-                    None => self.sender = None,
-                },
+                () = self.deliveries.progress() => {}
+                permit = reserve(self.sender.clone()), if self.has_started && self.deliveries.has_news() => {
+                    match permit {
+                        Some(permit) => self.tell(permit),
+                        // The stream is broken; its error comes by the other half.
+                        None => self.sender = None,
+                    }
+                }
                 () = tokio::time::sleep_until(deadline) => {
                     let received = self.received();
                     if received - heard.1 < SIGN_OF_LIFE {
@@ -151,18 +157,7 @@ impl Session<'_> {
     fn receive(&mut self, response: Response, notify: &mut (impl FnMut(Notice) + Send)) -> Result<(), End> {
         match response {
             Response::Started(started) => {
-                let interval =
-                    from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
-                        .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
-                self.patience = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end()) * 2;
-                self.deliveries.belong_to(&started.store_id);
-                self.deliveries.cursor_at(Sequence::new(started.cursor));
-                info!(
-                    server.name = started.server_name,
-                    cursor = started.cursor,
-                    head = started.head,
-                    "subscribed"
-                );
+                self.start(started)?;
                 notify(Notice::Started);
             }
             Response::Event(event) => {
@@ -170,30 +165,53 @@ impl Session<'_> {
                     End::Broken(Status::internal(format!("the server sent no event: {error}")))
                 })?;
                 debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "received");
-                notify(Notice::Received(event.sequence));
-                self.done.extend(self.deliveries.accept(&Arc::new(event)));
+                if self.deliveries.accept(&Arc::new(event)) {
+                    notify(Notice::Progress);
+                }
             }
             Response::Heartbeat(heartbeat) => self.deliveries.cursor_at(Sequence::new(heartbeat.cursor)),
-            Response::Receipt(receipt) => self.deliveries.confirmed(receipt.sequences),
+            Response::Receipt(receipt) => {
+                self.deliveries.confirmed(receipt.sequences);
+                notify(Notice::Progress);
+            }
             Response::Missed(missed) => {
                 error!(
-                    first = missed.first,
-                    last = missed.last,
-                    "the server's retention removed events before they came here"
+                    missed.first,
+                    missed.last, "the server's retention removed events before they came here"
                 );
+                self.deliveries.missed(Sequence::new(missed.first), Sequence::new(missed.last));
             }
             Response::GoAway(go_away) => return Err(End::GoAway(go_away.reason(), go_away.message)),
         }
         Ok(())
     }
 
+    fn start(&mut self, started: Started) -> Result<(), End> {
+        let interval = from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
+            .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
+        self.patience = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end()) * 2;
+        if !self.deliveries.belong_to(&started.store_id) && self.has_deferred {
+            return Err(End::OtherStore);
+        }
+        self.deliveries.cursor_at(Sequence::new(started.cursor));
+        self.has_started = true;
+        info!(server.name = started.server_name, cursor = started.cursor, head = started.head, "subscribed");
+        Ok(())
+    }
+
+    fn tell(&mut self, permit: mpsc::OwnedPermit<SubscribeRequest>) {
+        if let Some(request) = self.deliveries.next_news() {
+            drop(permit.send(SubscribeRequest { request: Some(request) }));
+        }
+    }
+
     /// Finishes the tries under way, sends their acknowledgements, and waits for the receipts.
     async fn farewell(&mut self) {
         let ended = async {
-            self.done.extend(self.deliveries.stop().await);
-            while !self.done.is_empty() {
+            self.deliveries.stop().await;
+            while self.has_started && self.deliveries.has_news() {
                 let Some(permit) = reserve(self.sender.clone()).await else { return };
-                drop(permit.send(batch(&mut self.done)));
+                self.tell(permit);
             }
             while self.deliveries.unconfirmed() > 0 {
                 match self.responses.message().await {
@@ -223,17 +241,6 @@ async fn reserve(
         Some(sender) => sender.reserve_owned().await.ok(),
         None => std::future::pending().await,
     }
-}
-
-fn batch(done: &mut Vec<Acknowledgement>) -> SubscribeRequest {
-    let mut outcomes = 0;
-    let fits = |one: &&Acknowledgement| {
-        outcomes += one.outcomes.len();
-        outcomes <= BATCH
-    };
-    let count = done.iter().take_while(fits).count().max(1);
-    let acknowledgements = done.drain(..count).map(|done| v1::Acknowledgement::from(&done)).collect();
-    SubscribeRequest { request: Some(Request::Acknowledgements(v1::Acknowledgements { acknowledgements })) }
 }
 
 fn silent(patience: Duration) -> Status {

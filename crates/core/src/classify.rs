@@ -4,8 +4,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 
 use crate::event::{DeliveryId, EventType, Facts, HookId, IdentifierError, Source, Timestamp, Webhook};
@@ -130,8 +132,11 @@ fn form_payload(body: &[u8]) -> Result<Cow<'_, [u8]>, ClassifyError> {
 #[derive(Debug, Deserialize)]
 struct Payload {
     action: Option<Box<str>>,
+    #[serde(default, deserialize_with = "object")]
     repository: Option<Repository>,
+    #[serde(default, deserialize_with = "object")]
     organization: Option<Account>,
+    #[serde(default, deserialize_with = "object")]
     installation: Option<Installation>,
 }
 
@@ -149,13 +154,14 @@ struct Account {
 #[derive(Debug, Deserialize)]
 struct Installation {
     id: Option<u64>,
+    #[serde(default, deserialize_with = "object")]
     account: Option<Account>,
 }
 
 impl Payload {
     fn parse(json: &[u8]) -> Result<Self, ClassifyError> {
         // Every value is looked at first: what serde skips it does not check, neither nesting nor text.
-        serde_json::from_slice::<Object>(json).map_err(|error| json_error(&error, "not an object"))?;
+        serde_json::from_slice::<Object<Value>>(json).map_err(|error| json_error(&error, "not an object"))?;
         serde_json::from_slice(json)
             .map_err(|error| json_error(&error, "a field has another type than GitHub's"))
     }
@@ -187,8 +193,15 @@ fn json_error(error: &serde_json::Error, wrong_type: &str) -> ClassifyError {
 /// Any JSON value, visited and dropped. Its recursion is bounded by serde_json, at 128 levels.
 struct Value;
 
-/// A JSON object, likewise.
-struct Object;
+/// A JSON object, read as `T`. What serde derives takes an array too, for the fields in their order; a receiver would
+/// find no repository in it, or another.
+struct Object<T>(T);
+
+fn object<'de, D: de::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(value)| value))
+}
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -196,9 +209,24 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
-impl<'de> Deserialize<'de> for Object {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Value).map(|_| Self)
+        deserializer.deserialize_map(Entries(PhantomData)).map(Self)
+    }
+}
+
+/// The entries of an object, read as `T`.
+struct Entries<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(entries))
     }
 }
 
@@ -206,7 +234,7 @@ impl<'de> Visitor<'de> for Value {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
+        f.write_str("a JSON value")
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Self, E> {

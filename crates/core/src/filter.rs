@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn patterns_round_trip(text in "[a-z_]{1,20}(\\.[a-z_]{1,20})?") {
+        fn patterns_round_trip(text in "[a-zA-Z0-9_-]{1,128}(\\.[a-zA-Z0-9_-]{1,128})?") {
             prop_assert_eq!(pattern(&text).to_string(), text);
         }
 

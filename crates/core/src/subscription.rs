@@ -77,9 +77,12 @@ impl Flow {
     /// Whether an event that was read is to be sent: not if it was acknowledged before it was sent on this stream, or
     /// if the client deferred it. Asked once per event, in order.
     pub fn wants(&mut self, sequence: Sequence) -> bool {
-        !self.ahead.remove(&sequence)
-            && !self.deferred.contains(&sequence)
-            && !self.recalled.contains(&sequence)
+        if self.ahead.remove(&sequence) {
+            // What is forgotten here must not count as ahead when it is acknowledged once more.
+            self.read_to(sequence);
+            return false;
+        }
+        !self.deferred.contains(&sequence) && !self.recalled.contains(&sequence)
     }
 
     /// Notes an event as sent, the next one of the log or a recalled one.
@@ -179,157 +182,4 @@ impl Flow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn sequences(numbers: impl IntoIterator<Item = u64>) -> Vec<Sequence> {
-        numbers.into_iter().map(Sequence::new).collect()
-    }
-
-    const HEAD: Sequence = Sequence::new(1000);
-
-    fn flow(events: usize, bytes: u64) -> Flow {
-        Flow::new(Progress::default(), Window { events, bytes }, [])
-    }
-
-    #[test]
-    fn the_window_closes_by_count_and_by_bytes() {
-        let mut by_count = flow(2, 1000);
-        by_count.sent(Sequence::new(1), 10);
-        assert_eq!(by_count.room(), Some(Window { events: 1, bytes: 990 }));
-        by_count.sent(Sequence::new(2), 10);
-        assert_eq!(by_count.room(), None);
-        assert!(by_count.acknowledged(Sequence::new(2), HEAD));
-        assert_eq!(by_count.room(), Some(Window { events: 1, bytes: 990 }));
-
-        let mut by_bytes = flow(10, 100);
-        assert!(by_bytes.room().is_some(), "a first event always fits");
-        by_bytes.sent(Sequence::new(1), 500);
-        assert_eq!(by_bytes.room(), None);
-        assert!(by_bytes.acknowledged(Sequence::new(1), HEAD));
-        assert!(by_bytes.room().is_some());
-    }
-
-    #[test]
-    fn only_what_was_sent_can_be_acknowledged_and_once() {
-        let mut flow = flow(10, 100);
-        flow.sent(Sequence::new(3), 1);
-        assert!(!flow.acknowledged(Sequence::new(2), HEAD));
-        assert!(flow.acknowledged(Sequence::new(3), HEAD));
-        assert!(!flow.acknowledged(Sequence::new(3), HEAD));
-    }
-
-    #[test]
-    fn what_was_acknowledged_ahead_is_passed_over() {
-        let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(6)].into() };
-        let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);
-        assert_eq!(flow.position(), Sequence::new(4));
-        assert!(flow.wants(Sequence::new(5)));
-        flow.sent(Sequence::new(5), 1);
-        assert!(!flow.wants(Sequence::new(6)));
-        flow.read_to(Sequence::new(6));
-        assert_eq!(flow.cursor(), Sequence::new(4));
-        assert!(flow.acknowledged(Sequence::new(5), HEAD));
-        assert_eq!(flow.cursor(), Sequence::new(6));
-    }
-
-    #[test]
-    fn what_is_acknowledged_before_it_is_sent_again_is_passed_over() {
-        let mut flow = flow(10, 100);
-        flow.sent(Sequence::new(1), 1);
-        assert!(flow.acknowledged(Sequence::new(3), HEAD), "sent on an earlier stream");
-        assert!(!flow.acknowledged(Sequence::new(3), HEAD));
-        assert!(!flow.acknowledged(HEAD.next(), HEAD), "there is no such event");
-        assert!(flow.acknowledged(Sequence::new(1), HEAD));
-        assert_eq!(flow.cursor(), Sequence::new(1), "2 was not sent yet");
-        assert!(flow.wants(Sequence::new(2)));
-        flow.sent(Sequence::new(2), 1);
-        assert!(!flow.wants(Sequence::new(3)));
-        flow.read_to(Sequence::new(3));
-        assert!(flow.acknowledged(Sequence::new(2), HEAD));
-        assert_eq!(flow.cursor(), Sequence::new(3));
-    }
-
-    #[test]
-    fn what_is_deferred_makes_room_and_holds_the_cursor() {
-        let mut flow = flow(2, 100);
-        flow.sent(Sequence::new(1), 50);
-        flow.sent(Sequence::new(2), 50);
-        assert_eq!(flow.room(), None);
-        flow.defer(Sequence::new(1));
-        flow.defer(Sequence::new(7)); // was never sent
-        assert_eq!((flow.room(), flow.deferred()), (Some(Window { events: 1, bytes: 50 }), 1));
-        assert!(flow.acknowledged(Sequence::new(2), HEAD));
-        assert_eq!(flow.cursor(), Sequence::ZERO, "1 is undone");
-
-        assert_eq!(flow.next_recalled(), None);
-        flow.recall(Sequence::new(1));
-        assert_eq!(flow.next_recalled(), Some(Sequence::new(1)));
-        flow.sent(Sequence::new(1), 50);
-        assert_eq!((flow.next_recalled(), flow.deferred(), flow.outstanding()), (None, 0, 1));
-        assert!(flow.acknowledged(Sequence::new(1), HEAD));
-        assert_eq!(flow.cursor(), Sequence::new(2));
-    }
-
-    #[test]
-    fn what_was_deferred_on_an_earlier_stream_is_passed_over() {
-        let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(8)].into() };
-        let deferred = sequences([3, 6, 8]);
-        let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, deferred);
-        assert_eq!((flow.deferred(), flow.cursor()), (1, Sequence::new(4)), "the others are done");
-        assert!(flow.wants(Sequence::new(5)));
-        flow.sent(Sequence::new(5), 1);
-        assert!(!flow.wants(Sequence::new(6)));
-        flow.read_to(Sequence::new(9));
-        assert!(flow.acknowledged(Sequence::new(5), HEAD));
-        assert_eq!(flow.cursor(), Sequence::new(5));
-        assert!(flow.acknowledged(Sequence::new(6), HEAD), "given up without being recalled");
-        assert_eq!(flow.cursor(), Sequence::new(9));
-    }
-
-    #[test]
-    fn what_retention_removed_is_missed_once() {
-        let mut flow = flow(10, 100);
-        flow.sent(Sequence::new(1), 1);
-        assert_eq!(flow.removed(Sequence::new(1)), None, "it was sent");
-        let missed = (Sequence::new(2), Sequence::new(5));
-        assert_eq!(flow.removed(Sequence::new(5)), Some(missed));
-        assert_eq!(flow.removed(Sequence::new(5)), None);
-        assert_eq!((flow.position(), flow.cursor()), (Sequence::new(5), Sequence::ZERO));
-        assert!(flow.acknowledged(Sequence::new(1), HEAD));
-        assert_eq!(flow.cursor(), Sequence::new(5));
-    }
-
-    proptest! {
-        /// In whatever order acknowledgements come, the cursor is the greatest sequence with nothing outstanding
-        /// at or before it, and it never moves back.
-        #[test]
-        fn any_order_gives_the_right_cursor(
-            mut numbers in proptest::collection::btree_set(1u64..200, 1..60),
-            shuffle in proptest::collection::vec(any::<u16>(), 60),
-            read_to in 200u64..250,
-        ) {
-            let sent = sequences(std::mem::take(&mut numbers));
-            let mut flow = flow(1000, 1_000_000);
-            for sequence in &sent {
-                flow.sent(*sequence, 7);
-            }
-            flow.read_to(Sequence::new(read_to));
-            let mut order: Vec<_> = sent.iter().copied().zip(shuffle).collect();
-            order.sort_by_key(|(_, key)| *key);
-            let mut left: BTreeSet<_> = sent.iter().copied().collect();
-            let mut last = flow.cursor();
-            for (sequence, _) in order {
-                prop_assert!(flow.acknowledged(sequence, HEAD));
-                left.remove(&sequence);
-                let expected = left.first().map_or(Sequence::new(read_to), |oldest| oldest.previous());
-                prop_assert_eq!(flow.cursor(), expected);
-                prop_assert!(flow.cursor() >= last);
-                last = flow.cursor();
-            }
-            prop_assert_eq!(flow.outstanding(), 0);
-            prop_assert_eq!(flow.room(), Some(Window { events: 1000, bytes: 1_000_000 }));
-        }
-    }
-}
+mod tests;

@@ -13,6 +13,8 @@ use gitstafette_server::{Server, ServerOptions};
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
+    #[cfg(unix)]
+    gitstafette_client::allocator::give_back_large_buffers();
     let cli = Cli::parse();
     let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
         Ok(config) => config,

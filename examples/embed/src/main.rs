@@ -4,11 +4,9 @@
 #![expect(clippy::print_stdout, reason = "an example shows what happens")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use gitstafette_client::{Client, ClientOptions, RetryPolicy, Route, ServerAddress, Subscription};
-use gitstafette_core::backoff::Backoff;
+use gitstafette_client::{Client, ClientOptions, Route, ServerAddress, Subscription};
 use gitstafette_core::event::Event;
 use gitstafette_core::filter::Filter;
 use gitstafette_core::store::{EventStore, MemoryStore, Options};
@@ -60,10 +58,6 @@ async fn main() -> anyhow::Result<()> {
             ..Subscription::new("embedded".parse()?)
         },
         routes: vec![Route::new(Arc::clone(&greeter) as Arc<dyn Target>)],
-        retry: RetryPolicy {
-            backoff: Backoff { first: Duration::from_millis(500), most: Duration::from_secs(60) },
-            give_up_after: Duration::from_secs(24 * 3600),
-        },
     });
 
     let (stop_server, stop_client) = (CancellationToken::new(), CancellationToken::new());

@@ -5,7 +5,6 @@
 
 pub(crate) mod bare;
 mod disk;
-mod figures;
 mod load;
 
 use std::net::SocketAddr;
@@ -18,13 +17,13 @@ use gitstafette_core::testing::{Format, Hook, Request, SAMPLES};
 use hyper::StatusCode;
 
 use crate::delivery;
+use crate::figures::{self, Figures};
 use crate::http::Connection;
 use crate::process::{Interrupts, Process};
 use crate::relay::{self, Programs, Secrets, Server};
 use crate::target::Target;
 use crate::text;
 use disk::FsyncRate;
-use figures::Figures;
 use load::Load;
 
 /// Webhooks for the latency: some to warm up, and those that count.
@@ -93,7 +92,7 @@ impl Bench {
         figures.row("with an empty store", text::millis(empty), "ms", &format!("median of {STARTS}"));
         let folder = self.folder.join("alone");
         let full = self.start_up(&folder).await?;
-        let stored = figures::mebibytes(disk::size(&folder.join("store"))?);
+        let stored = figures::mebibytes(figures::folder_size(&folder.join("store"))?);
         let label = format!("with {} webhooks in {stored} MiB", text::thousands(alone.accepted as f64));
         figures.row(&label, text::millis(full), "ms", &figures::times(full, empty, "an empty store"));
         Ok(())

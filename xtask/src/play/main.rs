@@ -1,4 +1,4 @@
-//! What `cargo xtask demo` and `cargo xtask bench` show. Not for people to call: xtask builds first.
+//! What `cargo xtask demo`, `bench`, `chaos`, `soak` and `lag` show. Not for people to call: xtask builds first.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::process::ExitCode;
@@ -7,13 +7,18 @@ use std::time::Duration;
 use anyhow::bail;
 
 mod bench;
+mod chaos;
 mod delivery;
 mod demo;
+mod figures;
 mod http;
+mod lag;
 mod process;
 mod relay;
+mod soak;
 mod target;
 mod text;
+mod webhooks;
 
 use relay::Programs;
 
@@ -37,6 +42,12 @@ async fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["demo", server, client, "--once"] => demo::run(&programs(server, client), demo::Then::End).await,
         ["bench", server, client, seconds] => {
             bench::run(programs(server, client), Duration::from_secs(seconds.parse()?)).await
+        }
+        ["chaos", server, client, rounds] => chaos::run(&programs(server, client), rounds.parse()?).await,
+        ["soak", server, client, minutes] => soak::run(&programs(server, client), minutes.parse()?).await,
+        ["lag", server, client, subscribers, events] => {
+            let scale = lag::Scale { subscribers: subscribers.parse()?, events: events.parse()? };
+            lag::run(&programs(server, client), scale).await
         }
         // A process of its own in the bench.
         ["bare-server"] => bench::bare::serve().await,

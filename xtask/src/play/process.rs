@@ -1,7 +1,8 @@
 //! Programs that are started, watched by their log, and always ended.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -21,6 +22,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How much of a log is shown when something failed, in lines.
 const TAIL: usize = 12;
+/// The longest that a log becomes, in bytes: then its file starts over.
+const LONGEST_LOG: usize = 32 << 20;
+/// The signal that cannot be caught.
+const SIGKILL: i32 = 9;
 
 /// A running program whose log, one JSON object a line on standard error, is copied to a file.
 ///
@@ -35,11 +40,15 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program in a process group of its own: Ctrl-C in a terminal goes to the whole group, and the order in
+    /// Starts a program, whose log goes on where that of an earlier one of this name ended, in a process group of its own: Ctrl-C in a terminal goes to the whole group, and the order in
     /// which programs end is decided here.
     pub(crate) fn start(name: &str, command: std::process::Command, folder: &Path) -> anyhow::Result<Self> {
         let log = folder.join(format!("{name}.log"));
-        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::from(command);
         forget_settings(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -114,9 +123,16 @@ impl Process {
         bail!("{} did not end within {} s and was killed", self.name, STOP_TIMEOUT.as_secs())
     }
 
-    /// Ends one that has nothing to finish.
+    /// Ends it without a warning: kill -9. An error if it had ended by itself.
     pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
-        Ok(self.child.kill().await?)
+        // One that has ended cannot be killed; its status tells.
+        drop(self.child.start_kill());
+        let status = self.child.wait().await?;
+        drop((&mut self.copying).await);
+        if status.signal() == Some(SIGKILL) {
+            return Ok(());
+        }
+        bail!("{} ended by itself: {status}\n{}", self.name, self.tail())
     }
 
     fn ended_well(&self, status: ExitStatus) -> anyhow::Result<()> {
@@ -198,12 +214,20 @@ async fn copy(stderr: ChildStderr, mut file: File, lines: mpsc::UnboundedSender<
         }
     }
     drop(lines);
+    let mut written = 0;
     while let Ok(chunk) = stderr.fill_buf().await {
         let length = chunk.len();
         if length == 0 || file.write_all(chunk).is_err() {
             return;
         }
         stderr.consume(length);
+        written += length;
+        if written > LONGEST_LOG {
+            if file.set_len(0).is_err() {
+                return;
+            }
+            written = 0;
+        }
     }
 }
 
@@ -290,6 +314,23 @@ mod tests {
         assert!(error.contains("before it was listening") && error.contains("no such folder"), "{error}");
         let error = process.stop().await.unwrap_err().to_string();
         assert!(error.contains("exit status: 3"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn only_one_that_runs_is_killed_and_the_log_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = |script: &str| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", script]);
+            Process::start("script", command, folder.path()).unwrap()
+        };
+        let mut lasting = start("echo '{}' >&2; exec tail -f /dev/null");
+        lasting.line("running", |_| Some(())).await.unwrap();
+        lasting.kill().await.unwrap();
+        let mut ending = start("echo bye >&2");
+        assert!(ending.line("running", |_| Some(())).await.is_err());
+        let error = ending.kill().await.unwrap_err().to_string();
+        assert!(error.contains("by itself: exit status: 0") && error.ends_with("{}\n  bye"), "{error}");
     }
 
     #[tokio::test]

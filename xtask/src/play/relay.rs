@@ -27,7 +27,7 @@ pub(crate) struct Secrets {
     /// Of the webhooks.
     pub(crate) webhook: Secret,
     /// Of the client.
-    token: Secret,
+    pub(crate) token: Secret,
 }
 
 impl Secrets {
@@ -36,6 +36,13 @@ impl Secrets {
         let secret = || Secret::new(format!("{:032x}", fastrand::u128(..)));
         Self { webhook: secret(), token: secret() }
     }
+}
+
+/// Where a server listens on loopback. 0 is a free port.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ports {
+    pub(crate) http: u16,
+    pub(crate) grpc: u16,
 }
 
 /// A running server.
@@ -47,11 +54,24 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the server with its store in `folder` and waits until it listens.
+    /// Starts the server on free ports with its store in `folder` and waits until it listens.
     pub(crate) async fn start(program: &Path, folder: &Path, secrets: &Secrets) -> anyhow::Result<Self> {
+        Self::start_with(program, folder, secrets, Ports::default(), &[]).await
+    }
+
+    /// The same on given ports, and with more flags.
+    pub(crate) async fn start_with(
+        program: &Path,
+        folder: &Path,
+        secrets: &Secrets,
+        ports: Ports,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
         command
-            .args(["--bind", "127.0.0.1", "--port", "0", "--grpc-port", "0", "--grpc-health-port", "0"])
+            .args(["--bind", "127.0.0.1", "--port", &ports.http.to_string()])
+            .args(["--grpc-port", &ports.grpc.to_string(), "--grpc-health-port", "0"])
+            .args(flags)
             .args(["--repositories", WATCHLIST, "--log-format", "json", "--store"])
             .arg(folder.join("store"))
             .env("GITSTAFETTE_WEBHOOK_HMAC", text(&secrets.webhook))
@@ -72,16 +92,27 @@ pub(crate) async fn start_client(
     server: SocketAddr,
     target: &str,
 ) -> anyhow::Result<Process> {
+    let mut process = spawn_client(program, folder, secrets, server, target)?;
+    process.line("subscribed", subscribed).await?;
+    process.ignore_log();
+    Ok(process)
+}
+
+/// The same without waiting.
+pub(crate) fn spawn_client(
+    program: &Path,
+    folder: &Path,
+    secrets: &Secrets,
+    server: SocketAddr,
+    target: &str,
+) -> anyhow::Result<Process> {
     let mut command = Command::new(program);
     command
         .args(["--server", &server.ip().to_string(), "--port", &server.port().to_string()])
         .args(["--client-id", "xtask", "--target", target, "--health-check-port", "0"])
         .args(["--log-format", "json"])
         .env("GITSTAFETTE_TOKEN", text(&secrets.token));
-    let mut process = Process::start("gitstafette-client", command, folder)?;
-    process.line("subscribed", subscribed).await?;
-    process.ignore_log();
-    Ok(process)
+    Process::start("gitstafette-client", command, folder)
 }
 
 /// A secret as text, which those made here are.

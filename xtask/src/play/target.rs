@@ -40,22 +40,23 @@ impl Arrival {
     }
 }
 
-/// A running target. It ends when it is dropped.
+/// A running target that hands over what arrives before it answers. It ends when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) address: SocketAddr,
-    pub(crate) arrivals: mpsc::UnboundedReceiver<Arrival>,
+pub(crate) struct Endpoint {
+    address: SocketAddr,
     _server: http::Server,
 }
 
-impl Target {
+impl Endpoint {
     /// Starts one on a free port of loopback, which expects signatures under this secret.
-    pub(crate) async fn start(secret: &Secret) -> anyhow::Result<Self> {
-        let (sender, arrivals) = mpsc::unbounded_channel();
+    pub(crate) async fn start<F>(secret: &Secret, hand_over: F) -> anyhow::Result<Self>
+    where
+        F: Fn(Arrival) + Clone + Send + 'static,
+    {
         let signature = GitHubSignature::new(vec![secret.clone()]);
         let server =
-            http::Server::start(move |request| take(request, signature.clone(), sender.clone())).await?;
-        Ok(Self { address: server.address, arrivals, _server: server })
+            http::Server::start(move |request| take(request, signature.clone(), hand_over.clone())).await?;
+        Ok(Self { address: server.address, _server: server })
     }
 
     /// The URL for a client's `--target`.
@@ -64,10 +65,32 @@ impl Target {
     }
 }
 
+/// A running target that keeps what arrives until it is looked at.
+#[derive(Debug)]
+pub(crate) struct Target {
+    endpoint: Endpoint,
+    pub(crate) arrivals: mpsc::UnboundedReceiver<Arrival>,
+}
+
+impl Target {
+    /// Starts one on a free port of loopback, which expects signatures under this secret.
+    pub(crate) async fn start(secret: &Secret) -> anyhow::Result<Self> {
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        // Nobody listens any more when all is over.
+        let endpoint = Endpoint::start(secret, move |arrival| drop(sender.send(arrival))).await?;
+        Ok(Self { endpoint, arrivals })
+    }
+
+    /// The URL for a client's `--target`.
+    pub(crate) fn url(&self) -> String {
+        self.endpoint.url()
+    }
+}
+
 async fn take(
     request: Request<Incoming>,
     signature: GitHubSignature,
-    arrivals: mpsc::UnboundedSender<Arrival>,
+    hand_over: impl Fn(Arrival),
 ) -> hyper::Result<Response<Full<Bytes>>> {
     if request.method() != Method::POST || request.uri().path() != PATH {
         return Ok(http::answer(StatusCode::NOT_FOUND, ""));
@@ -79,7 +102,6 @@ async fn take(
         parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes().to_vec())).collect();
     let signature = signature.check(&headers, &body);
     let status = if signature.is_ok() { StatusCode::OK } else { StatusCode::FORBIDDEN };
-    // Nobody listens any more when all is over.
-    drop(arrivals.send(Arrival { headers, body, signature, at }));
+    hand_over(Arrival { headers, body, signature, at });
     Ok(http::answer(status, ""))
 }

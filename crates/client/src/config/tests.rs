@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use clap::Parser;
 
 use super::*;
@@ -97,6 +99,16 @@ fn targets() {
 }
 
 #[test]
+fn patience() {
+    let policy = |arguments: &[&str]| config(arguments).client.routes[0].policy;
+    assert_eq!(policy(&[]), DeliveryPolicy::default());
+    let given =
+        policy(&["--give-up-attempts=3", "--target-parallel=1", "--retry-most=5m", "--give-up-after=0"]);
+    assert_eq!((given.give_up_attempts, given.parallel), (Some(3), 1));
+    assert_eq!((given.backoff.most, given.give_up_after), (Duration::from_secs(300), Duration::ZERO));
+}
+
+#[test]
 fn a_client_that_delivers_has_another_id_than_one_that_prints() {
     let delivering = config(&["--target", "http://a/"]);
     assert!(!delivering.client.subscription.client_id.as_str().contains("print"));
@@ -134,6 +146,7 @@ fn nothing_is_not_a_number() {
         "target-timeout",
         "retry-first",
         "retry-most",
+        "target-parallel",
         "max-unacknowledged-events",
         "max-unacknowledged-bytes",
     ] {

@@ -2,10 +2,14 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use gitstafette_core::backoff::Backoff;
 use gitstafette_core::event::Address;
+use gitstafette_core::target::{Target, Verdict};
 use gitstafette_core::testing;
 
 use super::*;
+use crate::policy::DeliveryPolicy;
+use crate::route::Route;
 
 /// Answers from a list, and notes when it was asked for what.
 #[derive(Debug)]
@@ -33,7 +37,12 @@ impl Target for Scripted {
     async fn attempt(&self, event: &Event) -> Attempt {
         self.asked.lock().unwrap().push((event.sequence, Instant::now()));
         let verdict = self.answers.lock().unwrap().pop_front().unwrap_or(Verdict::Delivered);
-        Attempt { verdict, code: Some(1), detail: "scripted".into() }
+        Attempt { verdict, code: None, detail: "scripted".into() }
+    }
+
+    /// It is away as long as that is what it would say.
+    async fn is_reachable(&self) -> bool {
+        self.answers.lock().unwrap().front() != Some(&Verdict::Unreachable)
     }
 }
 
@@ -47,52 +56,79 @@ fn event(sequence: u64) -> Arc<Event> {
     })
 }
 
-const RETRY: RetryPolicy = RetryPolicy {
+const POLICY: DeliveryPolicy = DeliveryPolicy {
     backoff: Backoff { first: Duration::from_secs(1), most: Duration::from_secs(60) },
     give_up_after: Duration::from_secs(3600),
+    give_up_attempts: None,
+    parallel: 8,
 };
 
 struct Running {
-    events: mpsc::UnboundedSender<Arc<Event>>,
-    completions: mpsc::UnboundedReceiver<Completion>,
+    queue: Arc<Queue>,
+    reports: mpsc::UnboundedReceiver<Report>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
-fn start(target: &Arc<Scripted>, retry: RetryPolicy) -> Running {
-    let (events, receiver) = mpsc::unbounded_channel();
-    let (sender, completions) = mpsc::unbounded_channel();
+impl Running {
+    fn send(&self, sequence: u64) {
+        self.queue.push(Parcel { event: event(sequence), arrived: Instant::now() });
+    }
+
+    async fn completed(&mut self) -> (u64, Outcome) {
+        loop {
+            if let Report::Completed { sequence, outcome, .. } = self.reports.recv().await.unwrap() {
+                return (sequence.get(), outcome);
+            }
+        }
+    }
+}
+
+fn destination(target: &Arc<Scripted>, policy: DeliveryPolicy) -> Arc<Destination> {
+    let target = Arc::clone(target) as Arc<dyn Target>;
+    Destination::all(vec![Route { policy, ..Route::new(target) }]).remove(0)
+}
+
+fn start(destination: &Arc<Destination>) -> Running {
+    let queue = Arc::new(Queue::default());
+    let (reporter, reports) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let key = LaneKey::new(0, &event(1).webhook.facts);
-    let task = tokio::spawn(run(key, Arc::clone(target) as _, retry, receiver, sender, stop.clone()));
-    Running { events, completions, stop, task }
+    let lane = Lane {
+        key: LaneKey::new(0, &event(1).webhook.facts),
+        destination: Arc::clone(destination),
+        queue: Arc::clone(&queue),
+        reports: reporter,
+        stop: stop.clone(),
+    };
+    Running { queue, reports, stop, task: tokio::spawn(lane.run()) }
+}
+
+fn seconds(times: &[(Sequence, Instant)]) -> Vec<f64> {
+    times.windows(2).map(|pair| (pair[1].1 - pair[0].1).as_secs_f64()).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn retries_in_order_until_delivered() {
     let target = Scripted::new([Verdict::Retry(None), Verdict::Retry(None), Verdict::Delivered]);
-    let mut lane = start(&target, RETRY);
-    for sequence in 1..=2 {
-        lane.events.send(event(sequence)).unwrap();
-    }
-    let first = lane.completions.recv().await.unwrap();
-    let second = lane.completions.recv().await.unwrap();
-    assert_eq!((first.sequence.get(), first.outcome.attempts), (1, 3));
-    assert_eq!((second.sequence.get(), second.outcome.attempts), (2, 1));
-    assert_eq!(first.outcome.result, OutcomeResult::Delivered);
+    let mut lane = start(&destination(&target, POLICY));
+    lane.send(1);
+    lane.send(2);
+    let (first, second) = (lane.completed().await, lane.completed().await);
+    assert_eq!((first.0, first.1.attempts), (1, 3));
+    assert_eq!((second.0, second.1.attempts), (2, 1));
+    assert_eq!(first.1.result, OutcomeResult::Delivered);
     let asked = target.asked();
     assert_eq!(asked.iter().map(|(sequence, _)| sequence.get()).collect::<Vec<_>>(), [1, 1, 1, 2]);
-    let waits: Vec<_> = asked.windows(2).take(2).map(|pair| pair[1].1 - pair[0].1).collect();
-    assert!((500..=1001).contains(&waits[0].as_millis()), "{waits:?}");
-    assert!((1000..=2001).contains(&waits[1].as_millis()), "{waits:?}");
+    let waits = seconds(&asked);
+    assert!((0.5..1.01).contains(&waits[0]) && (1.0..2.01).contains(&waits[1]), "{waits:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_final_answer_is_not_repeated() {
     let target = Scripted::new([Verdict::Final]);
-    let mut lane = start(&target, RETRY);
-    lane.events.send(event(1)).unwrap();
-    let outcome = lane.completions.recv().await.unwrap().outcome;
+    let mut lane = start(&destination(&target, POLICY));
+    lane.send(1);
+    let (_, outcome) = lane.completed().await;
     assert_eq!((outcome.result, outcome.attempts), (OutcomeResult::Failed, 1));
 }
 
@@ -100,37 +136,85 @@ async fn a_final_answer_is_not_repeated() {
 async fn the_targets_wish_counts_up_to_the_last_try() {
     let wish = |seconds| Verdict::Retry(Some(Duration::from_secs(seconds)));
     let target = Scripted::new([wish(20), wish(600), wish(86_400)]);
-    let mut lane = start(&target, RETRY);
-    lane.events.send(event(1)).unwrap();
-    lane.completions.recv().await.unwrap();
-    let asked = target.asked();
-    let waits: Vec<_> = asked.windows(2).map(|pair| (pair[1].1 - pair[0].1).as_secs()).collect();
-    assert_eq!(waits, [20, 600, 3600 - 620]);
+    let mut lane = start(&destination(&target, POLICY));
+    lane.send(1);
+    lane.completed().await;
+    let waits: Vec<_> = seconds(&target.asked()).into_iter().map(f64::round).collect();
+    assert_eq!(waits, [20.0, 600.0, 3600.0 - 620.0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn gives_up_when_the_time_is_up_and_goes_on_with_the_next() {
+async fn a_queue_behind_a_dead_target_expires_together() {
     let target = Scripted::new(std::iter::repeat_n(Verdict::Retry(None), 1000));
-    let mut lane = start(&target, RETRY);
-    lane.events.send(event(1)).unwrap();
-    let outcome = lane.completions.recv().await.unwrap().outcome;
-    assert_eq!(outcome.result, OutcomeResult::Failed);
-    assert!(outcome.attempts > 10, "{}", outcome.attempts);
-    assert!(outcome.duration <= RETRY.give_up_after);
+    let mut lane = start(&destination(&target, POLICY));
+    let begin = Instant::now();
+    for sequence in 1..=100 {
+        lane.send(sequence);
+    }
+    for sequence in 1..=100 {
+        let (completed, outcome) = lane.completed().await;
+        assert_eq!((completed, outcome.result), (sequence, OutcomeResult::Failed));
+        assert!(if sequence == 1 { outcome.attempts > 10 } else { outcome.attempts >= 1 });
+    }
+    assert!(begin.elapsed() <= POLICY.give_up_after, "{:?}", begin.elapsed());
     target.answers.lock().unwrap().clear();
-    lane.events.send(event(2)).unwrap();
-    assert_eq!(lane.completions.recv().await.unwrap().outcome.result, OutcomeResult::Delivered);
+    lane.send(101);
+    assert_eq!(lane.completed().await.1.result, OutcomeResult::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn gives_up_after_so_many_tries() {
+    let target = Scripted::new(std::iter::repeat_n(Verdict::Unreachable, 10));
+    let policy = DeliveryPolicy { give_up_attempts: Some(3), ..POLICY };
+    let mut lane = start(&destination(&target, policy));
+    lane.send(1);
+    let (_, outcome) = lane.completed().await;
+    assert_eq!((outcome.result, outcome.attempts), (OutcomeResult::Failed, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_comes_back_is_tried_at_once() {
+    let target = Scripted::new(std::iter::repeat_n(Verdict::Unreachable, 1000));
+    let destination = destination(&target, POLICY);
+    let mut lanes: Vec<_> = (0..4).map(|_| start(&destination)).collect();
+    for lane in &lanes {
+        lane.send(1);
+    }
+    // By now the waits are a minute long.
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    target.answers.lock().unwrap().clear();
+    let back = Instant::now();
+    for lane in &mut lanes {
+        assert_eq!(lane.completed().await.1.result, OutcomeResult::Delivered);
+    }
+    assert!(back.elapsed() <= Duration::from_millis(1100), "{:?}", back.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_fails_alone_does_not_loop_on_the_success_of_others() {
+    // 503 for one event only, while another lane gets one event after the other delivered.
+    let (bad, good) = (Scripted::new(std::iter::repeat_n(Verdict::Retry(None), 1000)), Scripted::new([]));
+    let shared = destination(&bad, POLICY);
+    let lane = start(&shared);
+    lane.send(1);
+    for _ in 0..1000 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        shared.gate.tried(good.attempt(&event(2)).await.verdict);
+    }
+    let tries = bad.asked().len();
+    assert!((10..40).contains(&tries), "{tries}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn stopping_leaves_what_waits() {
     let target = Scripted::new([Verdict::Retry(None)]);
-    let mut lane = start(&target, RETRY);
-    lane.events.send(event(1)).unwrap();
-    lane.events.send(event(2)).unwrap();
+    let mut lane = start(&destination(&target, POLICY));
+    lane.send(1);
+    lane.send(2);
     tokio::task::yield_now().await;
     lane.stop.cancel();
     lane.task.await.unwrap();
     assert_eq!(target.asked().len(), 1, "the first try was made, no second, and no other event");
-    assert!(lane.completions.recv().await.is_none());
+    assert!(matches!(lane.reports.recv().await, Some(Report::Retrying(_))));
+    assert!(lane.reports.recv().await.is_none());
 }

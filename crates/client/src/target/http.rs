@@ -7,10 +7,11 @@ use async_trait::async_trait;
 use gitstafette_core::event::Event;
 use gitstafette_core::headers::{Headers, is_hop_by_hop, is_unsafe_to_forward};
 use gitstafette_core::target::{Attempt, Target, Verdict};
-use http::header::RETRY_AFTER;
+use http::header::{LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
+use tokio::net::TcpStream;
 
 use crate::connect::root_cause;
 
@@ -20,6 +21,8 @@ const DETAIL_BYTES: usize = 2048;
 const DRAIN_BYTES: usize = 64 << 10;
 /// How long connecting may take. The whole try has the target's own time-out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a look at the target may take. Shorter: it is repeated.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an unused connection is kept. Below the 5 s after which Node.js servers close theirs, because a request
 /// on a connection that is just being closed fails.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -95,9 +98,22 @@ impl Target for HttpTarget {
         let request = self.client.post(self.url.clone()).headers(headers).body(event.webhook.body.clone());
         match request.send().await {
             Ok(response) => answered(response).await,
-            // Connect, TLS, time-out, a connection cut before the answer: all may be better next time.
-            Err(error) => Attempt { verdict: Verdict::Retry(None), code: None, detail: describe(&error) },
+            Err(error) => {
+                // Name, address, connection, TLS: nothing was sent. Else a time-out, or a connection cut before the
+                // answer: the target may have it. All may be better next time.
+                let verdict = if error.is_connect() { Verdict::Unreachable } else { Verdict::Retry(None) };
+                Attempt { verdict, code: None, detail: describe(&error) }
+            }
         }
+    }
+
+    /// One TCP connection, closed at once: no TLS and no request, which would show in the target's log every second.
+    async fn is_reachable(&self) -> bool {
+        let host = self.url.host_str().unwrap_or_default();
+        // The port is known: the scheme is http or https.
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        let connecting = TcpStream::connect((host.trim_matches(['[', ']']), port));
+        matches!(tokio::time::timeout(PROBE_TIMEOUT, connecting).await, Ok(Ok(_)))
     }
 }
 
@@ -125,9 +141,25 @@ async fn answered(response: Response) -> Attempt {
         _ => Verdict::Final,
     };
     let reason = status.canonical_reason().unwrap_or_default();
+    let redirect = if status.is_redirection() { location(&response) } else { None };
     let text = read_start(response).await;
-    let detail = if text.is_empty() { format!("{} {reason}", status.as_u16()) } else { text };
+    let detail = match redirect {
+        Some(location) => format!("{} {reason}: not followed to {location}", status.as_u16()),
+        None if text.is_empty() => format!("{} {reason}", status.as_u16()),
+        None => text,
+    };
     Attempt { verdict, code: Some(status.as_u16()), detail }
+}
+
+/// Where a redirect leads, without its query, which may hold a token.
+fn location(response: &Response) -> Option<String> {
+    let text = response.headers().get(LOCATION)?.to_str().ok()?;
+    let mut url = response.url().join(text).ok()?;
+    url.set_query(None);
+    url.set_fragment(None);
+    // A URL without a host has no password.
+    url.set_password(None).unwrap_or_default();
+    Some(url.into())
 }
 
 /// `Retry-After`: whole seconds or an HTTP date (RFC 9110 §10.2.3).
@@ -187,6 +219,23 @@ mod tests {
         for wrong in ["", "jenkins", "ftp://a/", "http://"] {
             assert!(HttpTarget::try_new(wrong, Duration::from_secs(1), tls()).is_err(), "{wrong:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_does_not_come_about_is_unreachable() {
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let target = HttpTarget::try_new(&url, Duration::from_secs(10), tls()).unwrap();
+        assert!(target.is_reachable().await);
+        drop(listener);
+        assert!(!target.is_reachable().await);
+        let event = Event {
+            sequence: gitstafette_core::event::Sequence::new(1),
+            redelivery: false,
+            address: gitstafette_core::event::Address::default(),
+            webhook: gitstafette_core::testing::webhook(1, "octo/hello", 3),
+        };
+        assert_eq!(target.attempt(&event).await.verdict, Verdict::Unreachable);
     }
 
     #[test]

@@ -136,6 +136,14 @@ fn bodies_that_are_not_what_they_say() {
         let error = read(usual("application/json"), body.to_vec()).unwrap_err();
         assert!(matches!(error, ClassifyError::Json(_)), "{}: {error}", String::from_utf8_lossy(body));
     }
+    for list in [
+        r#"{"repository":[7,"octo/hello"]}"#,
+        r#"{"organization":["octo"]}"#,
+        r#"{"installation":[5,{"login":"octo"}]}"#,
+        r#"{"installation":{"account":["octo"]}}"#,
+    ] {
+        assert!(matches!(json(list).unwrap_err(), ClassifyError::Json(_)), "an array for an object: {list}");
+    }
     assert_eq!(json(r#"{"repository":{"full_name":"hello"}}"#).unwrap_err(), ClassifyError::RepositoryName);
     for form in ["", "x=1", "payload={}&payload={}"] {
         let error = read(usual("application/x-www-form-urlencoded"), form).unwrap_err();

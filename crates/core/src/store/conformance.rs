@@ -13,6 +13,7 @@
 
 mod appending;
 mod keeping;
+mod operating;
 mod progressing;
 mod reading;
 
@@ -58,7 +59,17 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
     progressing::a_second_report_replaces_the_first(&open(options).await).await;
 
+    operating::lists_page_by_page_in_both_orders(&open(options).await).await;
+    operating::lists_what_is_selected(&open(options).await).await;
+    operating::lists_by_fate(&open(options).await).await;
+    operating::redelivers_the_same_bytes(&open(options).await).await;
+    operating::marks_the_dead_letters_that_are_redelivered(&open(options).await).await;
+    operating::keeps_redeliveries_out_of_identities(&open(options).await).await;
+    operating::tells_every_cursor(&open(options).await).await;
+    operating::keeps_changes_of_the_watchlist(&open(options).await).await;
+
     let retention = Retention::default();
+    operating::says_how_far_it_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::by_count(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::by_bytes(&open(keep(Retention { bytes: 5_000, ..retention })).await).await;
     keeping::one_event_may_exceed_the_bytes(&open(keep(Retention { bytes: 10, ..retention })).await).await;

@@ -222,10 +222,6 @@ impl EventStore for MemoryStore {
         Ok(state.log.read(after, filter, limit).unwrap_or(nothing))
     }
 
-    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page> {
-        self.state().ok()?.log.read(after, filter, limit)
-    }
-
     fn head(&self) -> watch::Receiver<Sequence> {
         self.head.clone()
     }

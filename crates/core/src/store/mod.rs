@@ -82,9 +82,6 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// [`StoreError::Failed`], [`StoreError::Closed`].
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError>;
 
-    /// What [`read`](Self::read) would return, if that is in memory; `None` if it takes the disk. Never waits.
-    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page>;
-
     /// The sequence of the newest durable event ever accepted, to wait on. It stays when retention removes the event.
     /// When the store closes, waiting ends with an error.
     fn head(&self) -> watch::Receiver<Sequence>;
@@ -267,6 +264,30 @@ pub enum WatchlistChange {
     /// It was removed.
     Removed,
 }
+
+impl WatchlistChange {
+    /// The word for stores.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+impl FromStr for WatchlistChange {
+    type Err = WatchlistChangeError;
+
+    fn from_str(text: &str) -> Result<Self, WatchlistChangeError> {
+        let known = [Self::Added, Self::Removed].into_iter().find(|change| change.as_str() == text);
+        known.ok_or(WatchlistChangeError)
+    }
+}
+
+/// The text names no change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pattern is added or removed")]
+pub struct WatchlistChangeError;
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

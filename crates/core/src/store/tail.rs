@@ -66,6 +66,17 @@ impl Tail {
         }
     }
 
+    /// Notes that the log grew by an event that is not held, nor what was before it: as if all were evicted.
+    #[cfg_attr(
+        not(feature = "sqlite"),
+        expect(dead_code, reason = "only the durable store has a log apart from it")
+    )]
+    pub(super) fn pass(&mut self, sequence: Sequence) {
+        self.events.clear();
+        self.bytes = 0;
+        (self.floor, self.head) = (sequence, sequence);
+    }
+
     /// Removes the oldest event because the store did.
     pub(super) fn remove_first(&mut self) -> Option<Arc<Event>> {
         let event = self.pop()?;

@@ -262,8 +262,8 @@ async fn a_client_that_died_gets_again_what_it_did_not_acknowledge() {
     })
     .await;
     let mut patient = options(server.addresses.grpc, target.target());
-    patient.retry.backoff.first = Duration::from_secs(600);
-    patient.retry.backoff.most = Duration::from_secs(600);
+    let backoff = &mut patient.routes[0].policy.backoff;
+    (backoff.first, backoff.most) = (Duration::from_secs(600), Duration::from_secs(600));
     let client = TestClient::start(patient);
     Sender::new(&server).push("delivery-1").await;
     assert_eq!(target.next_ids(1).await, ["delivery-1"]);
@@ -339,7 +339,7 @@ async fn a_slow_repository_does_not_hold_up_another() {
     let mut free = TestTarget::start().await;
     let only = |pattern: &str, target: &TestTarget| Route {
         filter: Filter { repositories: vec![pattern.parse().unwrap()], events: vec![] },
-        target: target.target(),
+        ..Route::new(target.target())
     };
     let mut two_routes = options(server.addresses.grpc, free.target());
     two_routes.routes = vec![only("octo-harbor/lighthouse", &blocked), only("octo-harbor/anchor", &free)];

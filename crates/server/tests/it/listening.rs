@@ -133,10 +133,6 @@ impl EventStore for Gated {
         self.inner.change_watchlist(pattern, change).await
     }
 
-    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page> {
-        self.inner.read_cached(after, filter, limit)
-    }
-
     fn id(&self) -> StoreId {
         self.inner.id()
     }

@@ -2,13 +2,18 @@
 //! processes that are killed.
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "tests")]
 
+mod admin;
 mod commands;
 mod crash;
+mod deferral;
 mod delivery;
 mod fake_server;
 mod ingest;
 mod listening;
+mod memory;
+mod network;
 mod programs;
 mod streams;
 mod support;
+mod targets;
 mod tls;

@@ -62,8 +62,18 @@ impl Program {
         self.child.kill().await.unwrap();
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// Closes the log: a pipe that nobody reads would fill.
+    pub fn ignore_log(&mut self) {
+        self.log = None;
+    }
+
     fn terminate(&self) {
-        let id = self.child.id().unwrap().to_string();
+        let id = self.id().to_string();
         let status = std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
         assert!(status.success());
     }

@@ -22,7 +22,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::support::{Sender, TOKEN, TestClient, TestServer, TestTarget, options, soon};
 
 /// A raw stream.
-struct Raw {
+pub struct Raw {
     requests: mpsc::Sender<SubscribeRequest>,
     responses: Streaming<SubscribeResponse>,
 }
@@ -40,7 +40,7 @@ fn with_token<T>(message: T, token: Option<&str>) -> Request<T> {
     request
 }
 
-async fn open(server: &TestServer, token: Option<&str>, first: Option<Wire>) -> Result<Raw, Status> {
+pub async fn open(server: &TestServer, token: Option<&str>, first: Option<Wire>) -> Result<Raw, Status> {
     let (requests, receiver) = mpsc::channel(16);
     requests.send(SubscribeRequest { request: first }).await.unwrap();
     let request = with_token(ReceiverStream::new(receiver), token);
@@ -49,11 +49,11 @@ async fn open(server: &TestServer, token: Option<&str>, first: Option<Wire>) -> 
     Ok(Raw { requests, responses })
 }
 
-fn subscription(client_id: &str) -> Subscription {
+pub fn subscription(client_id: &str) -> Subscription {
     Subscription { client_id: client_id.to_owned(), ..Subscription::default() }
 }
 
-async fn subscribe(server: &TestServer, client_id: &str) -> Raw {
+pub async fn subscribe(server: &TestServer, client_id: &str) -> Raw {
     open(server, Some(TOKEN), Some(Wire::Subscription(subscription(client_id)))).await.unwrap()
 }
 
@@ -61,7 +61,7 @@ async fn refusal(server: &TestServer, token: Option<&str>, first: Option<Wire>) 
     open(server, token, first).await.err().expect("it was not refused")
 }
 
-fn acknowledgement(sequence: u64) -> Wire {
+pub fn acknowledgement(sequence: u64) -> Wire {
     let outcome = Outcome {
         target: "t".into(),
         result: OutcomeResult::Delivered.into(),
@@ -73,12 +73,12 @@ fn acknowledgement(sequence: u64) -> Wire {
 }
 
 impl Raw {
-    async fn send(&self, request: Wire) {
+    pub async fn send(&self, request: Wire) {
         self.requests.send(SubscribeRequest { request: Some(request) }).await.unwrap();
     }
 
     /// The next message that is no heartbeat.
-    async fn next(&mut self) -> Result<Response, Status> {
+    pub async fn next(&mut self) -> Result<Response, Status> {
         loop {
             match soon(self.responses.message()).await? {
                 Some(SubscribeResponse { response: Some(Response::Heartbeat(_)) }) => {}
@@ -88,7 +88,7 @@ impl Raw {
         }
     }
 
-    async fn event(&mut self) -> u64 {
+    pub async fn event(&mut self) -> u64 {
         loop {
             match self.next().await.unwrap() {
                 Response::Event(event) => return event.sequence,

@@ -11,7 +11,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use gitstafette_client::target::HttpTarget;
 use gitstafette_client::{
-    Client, ClientOptions, ClientState, ExistingCursor, RetryPolicy, Route, ServerAddress, Subscription,
+    Client, ClientOptions, ClientState, DeliveryPolicy, ExistingCursor, Route, ServerAddress, Subscription,
 };
 use gitstafette_core::backoff::Backoff;
 use gitstafette_core::secret::Secret;
@@ -32,6 +32,12 @@ pub const TOKEN: &str = "a token for tests";
 /// How long a test waits for what must come. Nothing is measured with it: it ends a test that would hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often or how long a fault is made. `cargo xtask faults` sets the variable and makes them as long as they are in
+/// life; else they are as short as shows the same.
+pub fn at_length<T>(short: T, long: T) -> T {
+    if std::env::var_os("GITSTAFETTE_FAULTS_AT_LENGTH").is_some() { long } else { short }
+}
+
 /// Waits for what must come.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it did not come")
@@ -50,7 +56,11 @@ pub fn settings(more: &str) -> String {
     let base = format!(
         "repositories = [\"octo-harbor/*\"]\nwebhook-hmac = \"{SECRET}\"\nclient-token = \"{TOKEN}\"\nbind = \"127.0.0.1\"\n"
     );
-    let ports = if more.contains("port =") { "" } else { "port = 0\ngrpc-port = 0\ngrpc-health-port = 0\n" };
+    let ports = if more.lines().any(|line| line.starts_with("port =")) {
+        ""
+    } else {
+        "port = 0\ngrpc-port = 0\ngrpc-health-port = 0\n"
+    };
     format!("{base}{ports}{more}")
 }
 
@@ -275,12 +285,14 @@ pub fn options(grpc: SocketAddr, target: Arc<dyn Target>) -> ClientOptions {
             max_bytes: Some(32 << 20),
             ..Subscription::new("test".parse().unwrap())
         },
-        routes: vec![Route::new(target)],
-        retry: RetryPolicy {
-            backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
-            give_up_after: Duration::from_secs(3600),
-        },
+        routes: vec![Route { policy: impatient(), ..Route::new(target) }],
     }
+}
+
+/// Short waits between tries.
+pub fn impatient() -> DeliveryPolicy {
+    let backoff = Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) };
+    DeliveryPolicy { backoff, give_up_after: Duration::from_secs(3600), ..DeliveryPolicy::default() }
 }
 
 /// Waits until every stored event has an outcome of the client, and so its cursor stands at the head.

@@ -44,12 +44,3 @@ impl FsyncRate {
         format!("{} ms each, median", text::millis(self.median))
     }
 }
-
-/// The size of all files in a folder, in bytes.
-pub(crate) fn size(folder: &Path) -> anyhow::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(folder)? {
-        bytes += entry?.metadata()?.len();
-    }
-    Ok(bytes)
-}

@@ -10,17 +10,19 @@ use bytes::Bytes;
 use rusqlite::Row;
 use rusqlite::types::{FromSqlError, Type};
 
-use crate::event::{EventType, Facts, Sequence, Timestamp};
+use crate::event::{Address, EventType, Facts, Sequence, Timestamp};
 use crate::headers::Headers;
 use crate::repository::RepositoryId;
+use crate::store::Report;
 use crate::target::Outcome;
 
 /// The columns of `events` from which an [`Event`](crate::event::Event) is made, in the order that [`facts`] expects.
 pub(super) const FACTS: &str = "sequence, size, redelivery, source, hook_id, delivery_id, event, action, \
-     repository_id, repository_name, owner, installation_id, received_at";
+     repository_id, repository_name, owner, installation_id, received_at, for_client, for_target";
 
-/// The columns of `outcomes` that [`outcome`] reads, in their order.
-pub(super) const OUTCOME: &str = "client, target, result, code, attempts, duration_ns, at, detail";
+/// The columns of `outcomes` that [`report`] reads, in their order.
+pub(super) const OUTCOME: &str =
+    "client, target, result, code, attempts, duration_ns, at, detail, redelivered_as";
 
 /// The facts of a row with the columns [`FACTS`].
 pub(super) fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
@@ -47,11 +49,17 @@ pub(super) fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
     })
 }
 
-/// The outcome of a row with the columns [`OUTCOME`], and who reported it.
-pub(super) fn outcome<C: FromStr>(row: &Row<'_>) -> rusqlite::Result<(C, Outcome)>
-where
-    C::Err: std::error::Error + Send + Sync + 'static,
-{
+/// For whom the event of a row with the columns [`FACTS`] is.
+pub(super) fn address(row: &Row<'_>) -> rusqlite::Result<Address> {
+    let client = match row.get_ref(13)?.as_str_or_null().map_err(|error| invalid(13, error))? {
+        Some(text) => Some(parsed(13, text)?),
+        None => None,
+    };
+    Ok(Address { client, target: row.get(14)? })
+}
+
+/// What a row with the columns [`OUTCOME`] reports.
+pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
     let outcome = Outcome {
         target: row.get(1)?,
         result: text(row, 2)?,
@@ -61,7 +69,8 @@ where
         at: Timestamp::from_millis(number(row, 6)?),
         detail: row.get(7)?,
     };
-    Ok((text(row, 0)?, outcome))
+    let redelivered_as = row.get::<_, Option<i64>>(8)?.map(|number| Sequence::new(number.unsigned_abs()));
+    Ok(Report { client: text(row, 0)?, outcome, redelivered_as })
 }
 
 /// The sequence in a column.
@@ -135,7 +144,8 @@ fn decode_part<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], HeaderBlobError> {
     Err(HeaderBlobError)
 }
 
-fn text<T: FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<T>
+/// What the text in a column means.
+pub(super) fn text<T: FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {

@@ -42,10 +42,12 @@
 
 mod codec;
 mod folder;
+mod listing;
 mod queue;
 mod reader;
 mod retention;
 mod schema;
+mod statements;
 mod writer;
 
 #[cfg(test)]
@@ -95,11 +97,21 @@ struct Shared {
     database: PathBuf,
     tail: RwLock<Tail>,
     statistics: Mutex<Statistics>,
+    /// Whether the last write was durable.
+    writable: AtomicBool,
 }
 
 impl Shared {
     fn statistics(&self) -> Statistics {
-        *self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+        let writable = self.writable.load(Ordering::Acquire);
+        Statistics { writable, ..*self.statistics.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Bytes of the database, its log, and what its connections share.
+    fn disk_bytes(&self) -> u64 {
+        let length =
+            |suffix| std::fs::metadata(schema::sibling(&self.database, suffix)).map_or(0, |file| file.len());
+        ["", "-wal", "-shm"].map(length).iter().sum()
     }
 }
 
@@ -122,6 +134,7 @@ impl SqliteStore {
             database: database.clone(),
             tail: RwLock::new(Tail::new(statistics.head, statistics.removed_to(), TAIL)),
             statistics: Mutex::new(statistics),
+            writable: AtomicBool::new(true),
         });
         let (head_sender, head) = watch::channel(statistics.head);
         let (end_sender, ended) = watch::channel(());
@@ -187,16 +200,15 @@ impl EventStore for SqliteStore {
 
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError> {
         self.check_open()?;
-        if let Some(page) = self.read_cached(after, filter, limit) {
-            return Ok(page);
-        }
-        let head = self.shared.tail.read().unwrap_or_else(PoisonError::into_inner).head();
+        let head = {
+            let tail = self.shared.tail.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(page) = tail.read(after, filter, limit) {
+                return Ok(page);
+            }
+            tail.head()
+        };
         let filter = filter.clone();
         self.readers.run(move |connection| reader::page(connection, after, head, &filter, limit)).await
-    }
-
-    fn read_cached(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Option<Page> {
-        self.shared.tail.read().unwrap_or_else(PoisonError::into_inner).read(after, filter, limit)
     }
 
     fn head(&self) -> watch::Receiver<Sequence> {
@@ -235,28 +247,33 @@ impl EventStore for SqliteStore {
         self.readers.run(move |connection| reader::reports(connection, sequence)).await
     }
 
-    async fn list(&self, _: &Listing) -> Result<Listed, StoreError> {
-        Err(StoreError::Closed)
+    async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
+        self.check_open()?;
+        let (listing, head) = (listing.clone(), *self.head.borrow());
+        self.readers.run(move |connection| listing::page(connection, &listing, head)).await
     }
 
-    async fn redeliver(&self, _: Sequence, _: Address) -> Result<Option<Sequence>, StoreError> {
-        Err(StoreError::Closed)
+    async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
+        self.write(|answer| Task::Redeliver { sequence, address, answer }).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
-        Err(StoreError::Closed)
+        self.check_open()?;
+        self.readers.run(reader::cursors).await
     }
 
     async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {
-        Ok(Vec::new())
+        self.check_open()?;
+        self.readers.run(reader::watchlist_changes).await
     }
 
     async fn change_watchlist(
         &self,
-        _: &RepositoryPattern,
-        _: Option<WatchlistChange>,
+        pattern: &RepositoryPattern,
+        change: Option<WatchlistChange>,
     ) -> Result<(), StoreError> {
-        Err(StoreError::Closed)
+        let pattern = pattern.clone();
+        self.write(|answer| Task::ChangeWatchlist { pattern, change, answer }).await
     }
 
     fn id(&self) -> StoreId {
@@ -265,7 +282,7 @@ impl EventStore for SqliteStore {
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {
         self.check_open()?;
-        Ok(self.shared.statistics())
+        Ok(Statistics { disk_bytes: self.shared.disk_bytes(), ..self.shared.statistics() })
     }
 
     async fn close(&self) {
@@ -303,6 +320,22 @@ fn failure(database: &Path, error: rusqlite::Error) -> StoreError {
         Some(code) if code.code == ErrorCode::DiskFull || code.extended_code == IOERR_SHMSIZE => {
             StoreError::Full { path: database.display().to_string() }
         }
+        _ if is_damage(&error) => {
+            StoreError::Damaged { path: database.display().to_string(), reason: error.to_string() }
+        }
         _ => StoreError::Failed(Arc::new(error)),
+    }
+}
+
+/// Whether what is in the database cannot be: SQLite finds its file damaged, or a value is not what was written.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error;
+    match error {
+        Error::FromSqlConversionFailure(..)
+        | Error::IntegralValueOutOfRange(..)
+        | Error::InvalidColumnType(..)
+        | Error::BlobSizeError
+        | Error::QueryReturnedNoRows => true,
+        _ => matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),
     }
 }

@@ -13,8 +13,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
-use crate::event::{ClientId, Sequence, Webhook};
-use crate::store::{Acknowledgement, Appended, StoreError};
+use crate::event::{Address, ClientId, Sequence, Webhook};
+use crate::repository::RepositoryPattern;
+use crate::store::{Acknowledgement, Appended, StoreError, WatchlistChange};
 
 /// How many bytes of webhooks may be queued or in the group that is written; a larger one takes the whole room.
 const APPEND_BYTES: u32 = 8 << 20;
@@ -57,6 +58,24 @@ pub(super) enum Task {
         /// Where the result goes.
         answer: Answer<()>,
     },
+    /// [`EventStore::redeliver`](crate::store::EventStore::redeliver).
+    Redeliver {
+        /// Which event.
+        sequence: Sequence,
+        /// To whom.
+        address: Address,
+        /// Where the result goes.
+        answer: Answer<Option<Sequence>>,
+    },
+    /// [`EventStore::change_watchlist`](crate::store::EventStore::change_watchlist).
+    ChangeWatchlist {
+        /// What.
+        pattern: RepositoryPattern,
+        /// How.
+        change: Option<WatchlistChange>,
+        /// Where the result goes.
+        answer: Answer<()>,
+    },
     /// Runs with the writer's connection, between groups.
     #[cfg(test)]
     Inspect {
@@ -85,7 +104,10 @@ impl Task {
         // Whoever asked may have gone; then nobody wants to know.
         match self {
             Self::Append { answer, .. } => drop(answer.send(Err(error))),
-            Self::Acknowledge { answer, .. } | Self::Seek { answer, .. } => drop(answer.send(Err(error))),
+            Self::Redeliver { answer, .. } => drop(answer.send(Err(error))),
+            Self::Acknowledge { answer, .. }
+            | Self::Seek { answer, .. }
+            | Self::ChangeWatchlist { answer, .. } => drop(answer.send(Err(error))),
             #[cfg(test)]
             Self::Inspect { answer, .. } => drop(answer.send(Err(error))),
         }

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension, params};
 use tokio::sync::Semaphore;
 
 use super::{codec, failure, schema};
-use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
+use crate::repository::RepositoryPattern;
 use crate::store::tail::{Gather, Look};
-use crate::store::{Page, ReadLimit, Report, StoreError};
+use crate::store::{Page, ReadLimit, Report, StoreError, WatchlistChange};
 use crate::subscription::Progress;
 
 /// How many reads run at once: a second one lets a short read pass a long one; more would wait for the same disk.
@@ -108,8 +109,8 @@ pub(super) fn page(
             Look::Take => {
                 let (headers, body) = payload(&transaction, sequence)?;
                 let webhook = Webhook { facts, headers, body };
-                let address = Address::default();
-                gather.take(Arc::new(Event { sequence, redelivery: row.get(2)?, address, webhook }));
+                let (redelivery, address) = (row.get(2)?, codec::address(row)?);
+                gather.take(Arc::new(Event { sequence, redelivery, address, webhook }));
             }
         }
     }
@@ -120,13 +121,19 @@ fn payload(
     connection: &Connection,
     sequence: Sequence,
 ) -> rusqlite::Result<(crate::headers::Headers, Bytes)> {
-    let mut select = connection.prepare_cached("SELECT headers, body FROM payloads WHERE sequence = ?1")?;
-    select.query_row([codec::signed(sequence.get())], |row| {
+    let row_id = codec::signed(sequence.get());
+    let mut select =
+        connection.prepare_cached("SELECT headers, length(body) FROM payloads WHERE sequence = ?1")?;
+    let (headers, length) = select.query_row([row_id], |row| {
         let headers = codec::decode_headers(row.get_ref(0)?.as_blob()?).map_err(|error| {
             rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error))
         })?;
-        Ok((headers, Bytes::from(row.get::<_, Vec<u8>>(1)?)))
-    })
+        Ok((headers, row.get::<_, u32>(1)?))
+    })?;
+    // Not as a column: SQLite would put it together in memory of its own first.
+    let mut body = vec![0; length as usize];
+    connection.blob_open(MAIN_DB, "payloads", "body", row_id, true)?.read_at_exact(&mut body, 0)?;
+    Ok((headers, Bytes::from(body)))
 }
 
 /// The sequence before the first event received at `time` or later.
@@ -162,9 +169,19 @@ pub(super) fn reports(connection: &Connection, sequence: Sequence) -> rusqlite::
         "SELECT {} FROM outcomes WHERE sequence = ?1 ORDER BY client, target",
         codec::OUTCOME
     ))?;
-    let reports = select.query_map([codec::signed(sequence.get())], |row| {
-        let (client, outcome) = codec::outcome(row)?;
-        Ok(Report { client, outcome, redelivered_as: None })
-    })?;
-    reports.collect()
+    select.query_map([codec::signed(sequence.get())], codec::report)?.collect()
+}
+
+/// Every cursor.
+pub(super) fn cursors(connection: &Connection) -> rusqlite::Result<Vec<(ClientId, Sequence)>> {
+    let mut select = connection.prepare_cached("SELECT client, cursor FROM cursors ORDER BY client")?;
+    select.query_map((), |row| Ok((codec::text(row, 0)?, codec::sequence(row, 1)?)))?.collect()
+}
+
+/// What was changed about the watchlist.
+pub(super) fn watchlist_changes(
+    connection: &Connection,
+) -> rusqlite::Result<Vec<(RepositoryPattern, WatchlistChange)>> {
+    let mut select = connection.prepare_cached("SELECT pattern, change FROM watchlist")?;
+    select.query_map((), |row| Ok((codec::text(row, 0)?, codec::text(row, 1)?)))?.collect()
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::writer::{self, Writer};
-use super::{codec, schema};
+use super::{codec, schema, statements};
 use crate::event::{Sequence, Timestamp};
 
 /// How many events one step removes: not fewer than a group appends.
@@ -214,6 +214,7 @@ impl Writer {
                     break;
                 }
                 last = codec::sequence(row, 0)?;
+                position.removed += 1;
                 position.events = position.events.saturating_sub(1);
                 position.bytes = position.bytes.saturating_sub(codec::number(row, 1)?);
             }
@@ -229,7 +230,7 @@ impl Writer {
         }
         let oldest = oldest(&transaction)?;
         position.first = oldest.map_or(Sequence::ZERO, |(sequence, _)| sequence);
-        writer::store_position(&transaction, &position)?;
+        statements::store_position(&transaction, &position)?;
         transaction.commit()?;
 
         self.position = position;

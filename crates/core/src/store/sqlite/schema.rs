@@ -37,7 +37,9 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `payloads` and the tables about clients refer to events without a foreign key: retention always removes a
 ///   prefix of the log, which is one range in each of them.
 /// - `position` has one row; its `store` is the store's id.
-const MIGRATIONS: &[&str] = &["
+/// - An event with an `original` is an operator's redelivery of that one, for those it is addressed to.
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE events (
         sequence        INTEGER PRIMARY KEY,
         source          TEXT NOT NULL,
@@ -96,7 +98,20 @@ const MIGRATIONS: &[&str] = &["
         store  INTEGER NOT NULL
     ) STRICT;
     INSERT INTO position VALUES (1, 0, 0, 0, 0, random());
-"];
+",
+    "
+    ALTER TABLE events ADD COLUMN original INTEGER;
+    ALTER TABLE events ADD COLUMN for_client TEXT;
+    ALTER TABLE events ADD COLUMN for_target TEXT;
+    ALTER TABLE outcomes ADD COLUMN redelivered_as INTEGER;
+    CREATE INDEX dead_letters ON outcomes (sequence) WHERE result = 'failed' AND redelivered_as IS NULL;
+
+    CREATE TABLE watchlist (
+        pattern TEXT PRIMARY KEY,
+        change  TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Opens the database for writing; makes it if there is none.
 pub(super) fn open(database: &Path) -> Result<Connection, OpenError> {
@@ -144,9 +159,8 @@ pub(super) fn statistics(connection: &Connection) -> rusqlite::Result<Statistics
         bytes: bytes.unsigned_abs(),
         first: first(connection)?,
         head: sequence(head),
-        removed: 0,
-        disk_bytes: 0,
         writable: true,
+        ..Statistics::default()
     })
 }
 

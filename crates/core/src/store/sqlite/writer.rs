@@ -2,22 +2,27 @@
 //!
 //! Between groups the same thread removes what retention no longer wants: see [`retention`].
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
 use super::queue::{Answer, Request, Task};
 use super::retention::{self, Clock, Upkeep};
-use super::{Shared, codec, failure};
-use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
-use crate::store::{Acknowledgement, Appended, Options, Redelivery, Statistics, beyond};
+use super::{Shared, failure, statements};
+use crate::event::{Address, Event, Sequence};
+use crate::store::{Appended, Options, Statistics, StoreError};
 
 /// How many requests go into one transaction: more would not make a sync cheaper, only the first wait longer.
 pub(super) const GROUP_REQUESTS: usize = 256;
 /// How many bytes go into one transaction, likewise; one request may exceed it.
 const GROUP_BYTES: u64 = 4 << 20;
+
+/// How often the writer looks whether a disk that was full or broken takes anything again.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The writer's state. It lives on its thread.
 pub(super) struct Writer {
@@ -37,6 +42,7 @@ pub(super) struct Writer {
 /// What one request did, known when its group is committed.
 enum Done {
     Appended(Appended),
+    Redelivered(Option<Sequence>),
     Nothing,
 }
 
@@ -77,12 +83,16 @@ impl Writer {
             if self.idle_step() {
                 continue;
             }
-            match self.idle_for() {
+            let wait = match self.idle_for() {
+                idle if !self.failing => idle,
+                idle => Some(idle.unwrap_or(PROBE_INTERVAL).min(PROBE_INTERVAL)),
+            };
+            match wait {
                 None => return self.requests.recv().ok(),
                 Some(time) => match self.requests.recv_timeout(time) {
                     Ok(request) => return Some(request),
                     Err(RecvTimeoutError::Disconnected) => return None,
-                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Timeout) => self.probe(),
                 },
             }
         }
@@ -106,10 +116,7 @@ impl Writer {
         let group = self.inspect(group);
         match self.transact(&group) {
             Ok((position, done)) => {
-                if self.failing {
-                    self.failing = false;
-                    tracing::info!("the store can write again");
-                }
+                self.wrote();
                 self.publish(position, group, done);
             }
             Err(error) if group.len() > 1 && !fails_everybody(&error) => {
@@ -118,15 +125,46 @@ impl Writer {
                 }
             }
             Err(error) => {
-                let error = failure(&self.shared.database, error);
-                if !self.failing {
-                    self.failing = true;
-                    tracing::error!(%error, "the store cannot write");
-                }
+                let error = self.failed(error);
                 for request in group {
                     request.task.fail(error.clone());
                 }
             }
+        }
+    }
+
+    /// Notes that a write was durable.
+    fn wrote(&mut self) {
+        if self.failing {
+            self.failing = false;
+            self.shared.writable.store(true, Ordering::Release);
+            tracing::info!("the store can write again");
+        }
+    }
+
+    /// Notes that nothing can be written. An operator hears of the first failure and of the recovery.
+    fn failed(&mut self, error: rusqlite::Error) -> StoreError {
+        let error = failure(&self.shared.database, error);
+        if !self.failing {
+            self.failing = true;
+            self.shared.writable.store(false, Ordering::Release);
+            tracing::error!(%error, "the store cannot write");
+        }
+        error
+    }
+
+    /// Looks whether the disk takes anything again, if it did not: nobody may send while the server says so.
+    fn probe(&mut self) {
+        if !self.failing {
+            return;
+        }
+        let written = self
+            .upkeep
+            .ensure_synced(&self.connection)
+            .and_then(|()| self.connection.execute("UPDATE position SET head = head", ()));
+        match written {
+            Ok(_) => self.wrote(),
+            Err(error) => drop(self.failed(error)),
         }
     }
 
@@ -139,19 +177,27 @@ impl Writer {
         let now = self.clock.now();
         for request in group {
             done.push(match &request.task {
-                Task::Append { webhook, .. } => Done::Appended(append(
+                Task::Append { webhook, .. } => {
+                    let redelivery = self.options.redelivery;
+                    Done::Appended(statements::append(&transaction, webhook, &mut position, now, redelivery)?)
+                }
+                Task::Redeliver { sequence, address, .. } => Done::Redelivered(statements::redeliver(
                     &transaction,
-                    webhook,
+                    *sequence,
+                    address,
                     &mut position,
                     now,
-                    self.options.redelivery,
                 )?),
                 Task::Acknowledge { client, acknowledgements, cursor, .. } => {
-                    acknowledge(&transaction, client, acknowledgements, *cursor)?;
+                    statements::acknowledge(&transaction, client, acknowledgements, *cursor)?;
                     Done::Nothing
                 }
                 Task::Seek { client, cursor, .. } => {
-                    seek(&transaction, client, *cursor)?;
+                    statements::seek(&transaction, client, *cursor)?;
+                    Done::Nothing
+                }
+                Task::ChangeWatchlist { pattern, change, .. } => {
+                    statements::change_watchlist(&transaction, pattern, *change)?;
                     Done::Nothing
                 }
                 #[cfg(test)]
@@ -159,7 +205,7 @@ impl Writer {
             });
         }
         if position != self.position {
-            store_position(&transaction, &position)?;
+            statements::store_position(&transaction, &position)?;
         }
         transaction.commit()?;
         Ok((position, done))
@@ -186,7 +232,18 @@ impl Writer {
                         }
                         answers.push((Reply::Appended(answer, appended), weight));
                     }
-                    (Task::Acknowledge { answer, .. } | Task::Seek { answer, .. }, _) => {
+                    (Task::Redeliver { answer, .. }, Done::Redelivered(new)) => {
+                        if let Some(sequence) = new {
+                            tail.pass(sequence);
+                        }
+                        answers.push((Reply::Redelivered(answer, new), weight));
+                    }
+                    (
+                        Task::Acknowledge { answer, .. }
+                        | Task::Seek { answer, .. }
+                        | Task::ChangeWatchlist { answer, .. },
+                        _,
+                    ) => {
                         answers.push((Reply::Nothing(answer), weight));
                     }
                     _ => {}
@@ -200,6 +257,7 @@ impl Writer {
             // Whoever asked may have gone; what they asked for is done all the same.
             match reply {
                 Reply::Appended(answer, appended) => drop(answer.send(Ok(appended))),
+                Reply::Redelivered(answer, new) => drop(answer.send(Ok(new))),
                 Reply::Nothing(answer) => drop(answer.send(Ok(()))),
             }
         }
@@ -236,6 +294,7 @@ impl Writer {
 /// An answer that is known and not yet given.
 enum Reply {
     Appended(Answer<Appended>, Appended),
+    Redelivered(Answer<Option<Sequence>>, Option<Sequence>),
     Nothing(Answer<()>),
 }
 
@@ -253,132 +312,4 @@ fn fails_everybody(error: &rusqlite::Error) -> bool {
                 | ErrorCode::OutOfMemory
         )
     )
-}
-
-fn append(
-    transaction: &Transaction<'_>,
-    webhook: &Webhook,
-    position: &mut Statistics,
-    now: Timestamp,
-    redelivery: Redelivery,
-) -> rusqlite::Result<Appended> {
-    let facts = &webhook.facts;
-    let hook_id = facts.hook_id.as_ref().map(|id| id.as_str());
-    let newest: Option<(Sequence, bool)> = transaction
-        .prepare_cached(
-            "SELECT sequence, EXISTS (SELECT 1 FROM outcomes WHERE outcomes.sequence = events.sequence) \
-             FROM events WHERE delivery_id = ?1 AND hook_id IS ?2 AND source = ?3 ORDER BY sequence DESC LIMIT 1",
-        )?
-        .query_row(params![facts.delivery_id.as_str(), hook_id, facts.source.as_str()], |row| {
-            Ok((codec::sequence(row, 0)?, row.get(1)?))
-        })
-        .optional()?;
-    if let Some((sequence, delivered)) = newest
-        && (!delivered || redelivery == Redelivery::Drop)
-    {
-        return Ok(Appended::Repeat { sequence });
-    }
-    let (sequence, redelivery, size) = (position.head.next(), newest.is_some(), webhook.size());
-    transaction
-        .prepare_cached(
-            "INSERT INTO events (sequence, source, hook_id, delivery_id, event, action, repository_id, \
-             repository_name, owner, installation_id, received_at, accepted_at, redelivery, size) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
-        )?
-        .execute(params![
-            codec::signed(sequence.get()),
-            facts.source.as_str(),
-            hook_id,
-            facts.delivery_id.as_str(),
-            facts.event_type.name,
-            facts.event_type.action,
-            facts.repository_id.map(|id| id.0.cast_signed()),
-            facts.repository_name.as_ref().map(|name| name.as_str()),
-            facts.owner,
-            facts.installation_id.map(u64::cast_signed),
-            codec::signed(facts.received_at.as_millis()),
-            codec::signed(now.as_millis()),
-            redelivery,
-            codec::signed(size),
-        ])?;
-    transaction
-        .prepare_cached("INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, ?3)")?
-        .execute(params![
-            codec::signed(sequence.get()),
-            codec::encode_headers(&webhook.headers),
-            &*webhook.body
-        ])?;
-    if position.events == 0 {
-        position.first = sequence;
-    }
-    position.head = sequence;
-    position.events += 1;
-    position.bytes += size;
-    Ok(Appended::Stored { sequence, redelivery })
-}
-
-fn acknowledge(
-    transaction: &Transaction<'_>,
-    client: &ClientId,
-    acknowledgements: &[Acknowledgement],
-    cursor: Sequence,
-) -> rusqlite::Result<()> {
-    let name = client.as_str();
-    // RETURNING gives the cursor as it then is: it may have been further already.
-    let cursor = transaction
-        .prepare_cached(
-            "INSERT INTO cursors (client, cursor) VALUES (?1, ?2) \
-             ON CONFLICT (client) DO UPDATE SET cursor = max(cursor, excluded.cursor) RETURNING cursor",
-        )?
-        .query_row(params![name, codec::signed(cursor.get())], |row| codec::sequence(row, 0))?;
-    transaction
-        .prepare_cached("DELETE FROM ahead WHERE client = ?1 AND sequence <= ?2")?
-        .execute(params![name, codec::signed(cursor.get())])?;
-    // Both inserts take nothing if retention has removed the event.
-    let mut ahead = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO ahead (client, sequence) SELECT ?1, sequence FROM events WHERE sequence = ?2",
-    )?;
-    for sequence in beyond(acknowledgements, cursor) {
-        ahead.execute(params![name, codec::signed(sequence.get())])?;
-    }
-    let mut insert = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO outcomes (sequence, client, target, result, code, attempts, duration_ns, at, detail) \
-         SELECT sequence, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM events WHERE sequence = ?1",
-    )?;
-    for Acknowledgement { sequence, outcomes } in acknowledgements {
-        for outcome in outcomes {
-            insert.execute(params![
-                codec::signed(sequence.get()),
-                name,
-                outcome.target,
-                outcome.result.as_str(),
-                outcome.code,
-                outcome.attempts,
-                i64::try_from(outcome.duration.as_nanos()).unwrap_or(i64::MAX),
-                codec::signed(outcome.at.as_millis()),
-                outcome.detail,
-            ])?;
-        }
-    }
-    Ok(())
-}
-
-fn seek(transaction: &Transaction<'_>, client: &ClientId, cursor: Sequence) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("INSERT OR REPLACE INTO cursors (client, cursor) VALUES (?1, ?2)")?
-        .execute(params![client.as_str(), codec::signed(cursor.get())])?;
-    transaction.prepare_cached("DELETE FROM ahead WHERE client = ?1")?.execute([client.as_str()])?;
-    Ok(())
-}
-
-/// Writes head and totals.
-pub(super) fn store_position(transaction: &Transaction<'_>, position: &Statistics) -> rusqlite::Result<()> {
-    transaction.prepare_cached("UPDATE position SET head = ?1, events = ?2, bytes = ?3")?.execute(
-        params![
-            codec::signed(position.head.get()),
-            codec::signed(position.events),
-            codec::signed(position.bytes)
-        ],
-    )?;
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! The table of figures, and how they are read and written.
 
+use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::text::Colours;
@@ -40,6 +42,19 @@ pub(crate) fn memory(process: u32, field: &str) -> Option<u64> {
     kibibytes(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?, field).map(|kib| kib << 10)
 }
 
+/// The size of all files in a folder, in bytes. The database removes files of its own while it runs.
+pub(crate) fn folder_size(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        match entry?.metadata() {
+            Ok(file) => bytes += file.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
+
 fn kibibytes(status: &str, field: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     value.trim().strip_suffix(" kB")?.parse().ok()
@@ -57,6 +72,16 @@ mod tests {
         assert_eq!(kibibytes(status, "Vm"), None);
         assert_eq!(kibibytes(status, "Threads"), None);
         assert_eq!(mebibytes(30720 << 10), "30.0");
+    }
+
+    #[test]
+    fn the_files_of_a_folder_are_added_up() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, size) in [("one", 3), ("two", 4)] {
+            std::fs::write(folder.path().join(name), vec![0; size]).unwrap();
+        }
+        assert_eq!(folder_size(folder.path()).unwrap(), 7);
+        assert!(folder_size(&folder.path().join("three")).is_err());
     }
 
     #[test]

@@ -1,0 +1,298 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn sequences(numbers: impl IntoIterator<Item = u64>) -> Vec<Sequence> {
+    numbers.into_iter().map(Sequence::new).collect()
+}
+
+const HEAD: Sequence = Sequence::new(1000);
+
+fn flow(events: usize, bytes: u64) -> Flow {
+    Flow::new(Progress::default(), Window { events, bytes }, [])
+}
+
+#[test]
+fn the_window_closes_by_count_and_by_bytes() {
+    let mut by_count = flow(2, 1000);
+    by_count.sent(Sequence::new(1), 10);
+    assert_eq!(by_count.room(), Some(Window { events: 1, bytes: 990 }));
+    by_count.sent(Sequence::new(2), 10);
+    assert_eq!(by_count.room(), None);
+    assert!(by_count.acknowledged(Sequence::new(2), HEAD));
+    assert_eq!(by_count.room(), Some(Window { events: 1, bytes: 990 }));
+
+    let mut by_bytes = flow(10, 100);
+    assert!(by_bytes.room().is_some(), "a first event always fits");
+    by_bytes.sent(Sequence::new(1), 500);
+    assert_eq!(by_bytes.room(), None);
+    assert!(by_bytes.acknowledged(Sequence::new(1), HEAD));
+    assert!(by_bytes.room().is_some());
+}
+
+#[test]
+fn only_what_was_sent_can_be_acknowledged_and_once() {
+    let mut flow = flow(10, 100);
+    flow.sent(Sequence::new(3), 1);
+    assert!(!flow.acknowledged(Sequence::new(2), HEAD));
+    assert!(flow.acknowledged(Sequence::new(3), HEAD));
+    assert!(!flow.acknowledged(Sequence::new(3), HEAD));
+}
+
+#[test]
+fn what_was_acknowledged_ahead_is_passed_over() {
+    let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(6)].into() };
+    let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);
+    assert_eq!(flow.position(), Sequence::new(4));
+    assert!(flow.wants(Sequence::new(5)));
+    flow.sent(Sequence::new(5), 1);
+    assert!(!flow.wants(Sequence::new(6)));
+    flow.read_to(Sequence::new(6));
+    assert_eq!(flow.cursor(), Sequence::new(4));
+    assert!(flow.acknowledged(Sequence::new(5), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(6));
+}
+
+#[test]
+fn what_is_acknowledged_before_it_is_sent_again_is_passed_over() {
+    let mut flow = flow(10, 100);
+    flow.sent(Sequence::new(1), 1);
+    assert!(flow.acknowledged(Sequence::new(3), HEAD), "sent on an earlier stream");
+    assert!(!flow.acknowledged(Sequence::new(3), HEAD));
+    assert!(!flow.acknowledged(HEAD.next(), HEAD), "there is no such event");
+    assert!(flow.acknowledged(Sequence::new(1), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(1), "2 was not sent yet");
+    assert!(flow.wants(Sequence::new(2)));
+    flow.sent(Sequence::new(2), 1);
+    assert!(!flow.wants(Sequence::new(3)));
+    flow.read_to(Sequence::new(3));
+    assert!(flow.acknowledged(Sequence::new(2), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(3));
+}
+
+#[test]
+fn what_was_passed_over_is_not_acknowledged_again() {
+    let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(5)].into() };
+    let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);
+    assert!(!flow.wants(Sequence::new(5)));
+    assert_eq!(flow.cursor(), Sequence::new(5));
+    assert!(!flow.acknowledged(Sequence::new(5), HEAD), "before the rest of the page was read");
+}
+
+#[test]
+fn what_is_deferred_makes_room_and_holds_the_cursor() {
+    let mut flow = flow(2, 100);
+    flow.sent(Sequence::new(1), 50);
+    flow.sent(Sequence::new(2), 50);
+    assert_eq!(flow.room(), None);
+    flow.defer(Sequence::new(1));
+    flow.defer(Sequence::new(7)); // was never sent
+    assert_eq!((flow.room(), flow.deferred()), (Some(Window { events: 1, bytes: 50 }), 1));
+    assert!(flow.acknowledged(Sequence::new(2), HEAD));
+    assert_eq!(flow.cursor(), Sequence::ZERO, "1 is undone");
+
+    assert_eq!(flow.next_recalled(), None);
+    flow.recall(Sequence::new(1));
+    assert_eq!(flow.next_recalled(), Some(Sequence::new(1)));
+    flow.sent(Sequence::new(1), 50);
+    assert_eq!((flow.next_recalled(), flow.deferred(), flow.outstanding()), (None, 0, 1));
+    assert!(flow.acknowledged(Sequence::new(1), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(2));
+}
+
+#[test]
+fn what_was_deferred_on_an_earlier_stream_is_passed_over() {
+    let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(8)].into() };
+    let deferred = sequences([3, 6, 8]);
+    let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, deferred);
+    assert_eq!((flow.deferred(), flow.cursor()), (1, Sequence::new(4)), "the others are done");
+    assert!(flow.wants(Sequence::new(5)));
+    flow.sent(Sequence::new(5), 1);
+    assert!(!flow.wants(Sequence::new(6)));
+    flow.read_to(Sequence::new(9));
+    assert!(flow.acknowledged(Sequence::new(5), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(5));
+    assert!(flow.acknowledged(Sequence::new(6), HEAD), "given up without being recalled");
+    assert_eq!(flow.cursor(), Sequence::new(9));
+}
+
+#[test]
+fn what_retention_removed_is_missed_once() {
+    let mut flow = flow(10, 100);
+    flow.sent(Sequence::new(1), 1);
+    assert_eq!(flow.removed(Sequence::new(1)), None, "it was sent");
+    let missed = (Sequence::new(2), Sequence::new(5));
+    assert_eq!(flow.removed(Sequence::new(5)), Some(missed));
+    assert_eq!(flow.removed(Sequence::new(5)), None);
+    assert_eq!((flow.position(), flow.cursor()), (Sequence::new(5), Sequence::ZERO));
+    assert!(flow.acknowledged(Sequence::new(1), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(5));
+}
+
+proptest! {
+    /// In whatever order acknowledgements come, the cursor is the greatest sequence with nothing outstanding
+    /// at or before it, and it never moves back.
+    #[test]
+    fn any_order_gives_the_right_cursor(
+        mut numbers in proptest::collection::btree_set(1u64..200, 1..60),
+        shuffle in proptest::collection::vec(any::<u16>(), 60),
+        read_to in 200u64..250,
+    ) {
+        let sent = sequences(std::mem::take(&mut numbers));
+        let mut flow = flow(1000, 1_000_000);
+        for sequence in &sent {
+            flow.sent(*sequence, 7);
+        }
+        flow.read_to(Sequence::new(read_to));
+        let mut order: Vec<_> = sent.iter().copied().zip(shuffle).collect();
+        order.sort_by_key(|(_, key)| *key);
+        let mut left: BTreeSet<_> = sent.iter().copied().collect();
+        let mut last = flow.cursor();
+        for (sequence, _) in order {
+            prop_assert!(flow.acknowledged(sequence, HEAD));
+            left.remove(&sequence);
+            let expected = left.first().map_or(Sequence::new(read_to), |oldest| oldest.previous());
+            prop_assert_eq!(flow.cursor(), expected);
+            prop_assert!(flow.cursor() >= last);
+            last = flow.cursor();
+        }
+        prop_assert_eq!(flow.outstanding(), 0);
+        prop_assert_eq!(flow.room(), Some(Window { events: 1000, bytes: 1_000_000 }));
+    }
+
+    /// Acknowledgements come in any order, ahead of a resend, for what is no event, repeatedly, and over several
+    /// streams: the flow knows exactly what was acknowledged, and nothing is lost or sent again.
+    #[test]
+    fn streams_agree_with_the_set_of_acknowledged_sequences(
+        selected in proptest::collection::btree_set((1..=LAST).prop_map(Sequence::new), 0..30),
+        events in 1usize..6,
+        steps in proptest::collection::vec(step(), 0..150),
+    ) {
+        let mut model = Model::new(selected, events);
+        for step in steps {
+            model.take(step)?;
+        }
+        model.finish()?;
+    }
+}
+
+/// The end of the model's log.
+const LAST: u64 = 40;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The stream comes to the next event that its filter selects, if there is room for one.
+    Send,
+    /// A page ends before that event.
+    ReadOn,
+    Acknowledge(Sequence),
+    /// The stream ends, and another starts where the store says.
+    Reconnect,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Send),
+        2 => Just(Step::ReadOn),
+        8 => (0..LAST + 4).prop_map(|number| Step::Acknowledge(Sequence::new(number))),
+        1 => Just(Step::Reconnect),
+    ]
+}
+
+/// A subscriber's streams and what the store keeps of them, as the server runs them, beside the truth.
+struct Model {
+    selected: BTreeSet<Sequence>,
+    window: Window,
+    flow: Flow,
+    stored: Progress,
+    /// The truth: whatever was acknowledged and taken.
+    acknowledged: BTreeSet<Sequence>,
+}
+
+impl Model {
+    const SIZE: u64 = 7;
+    const HEAD: Sequence = Sequence::new(LAST);
+
+    fn new(selected: BTreeSet<Sequence>, events: usize) -> Self {
+        let window = Window { events, bytes: 1000 };
+        let flow = Flow::new(Progress::default(), window, []);
+        Self { selected, window, flow, stored: Progress::default(), acknowledged: BTreeSet::new() }
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+        let cursor = self.flow.cursor();
+        match step {
+            Step::Send if self.flow.room().is_some() => self.send()?,
+            Step::Send => prop_assert_eq!(self.flow.outstanding(), self.window.events),
+            Step::ReadOn => self.flow.read_to(self.upcoming().map_or(Self::HEAD, Sequence::previous)),
+            Step::Acknowledge(sequence) => self.acknowledge(sequence)?,
+            Step::Reconnect => self.flow = Flow::new(self.stored.clone(), self.window, []),
+        }
+        if !matches!(step, Step::Reconnect) {
+            prop_assert!(self.flow.cursor() >= cursor, "a cursor moves back only to what is stored");
+        }
+        self.check()
+    }
+
+    fn upcoming(&self) -> Option<Sequence> {
+        self.selected.range(self.flow.position().next()..).next().copied()
+    }
+
+    fn send(&mut self) -> Result<(), TestCaseError> {
+        let Some(sequence) = self.upcoming() else {
+            self.flow.read_to(Self::HEAD);
+            return Ok(());
+        };
+        let done = !self.flow.wants(sequence);
+        prop_assert_eq!(
+            done,
+            self.acknowledged.contains(&sequence),
+            "{} was or was not acknowledged",
+            sequence
+        );
+        if !done {
+            self.flow.sent(sequence, Self::SIZE);
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, sequence: Sequence) -> Result<(), TestCaseError> {
+        // What the filter drops needs no acknowledgement, and once it was read past, gets none.
+        let open = self.selected.contains(&sequence) || sequence > self.flow.position();
+        let new = open && sequence <= Self::HEAD && !self.acknowledged.contains(&sequence);
+        prop_assert_eq!(self.flow.acknowledged(sequence, Self::HEAD), new, "{}", sequence);
+        if new {
+            self.acknowledged.insert(sequence);
+            self.stored.cursor = self.stored.cursor.max(self.flow.cursor());
+            self.stored.ahead.insert(sequence);
+            self.stored.ahead = self.stored.ahead.split_off(&self.stored.cursor.next());
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let position = self.flow.position();
+        let mut open = self.selected.range(..=position).filter(|sent| !self.acknowledged.contains(sent));
+        let expected = open.clone().next().map_or(position, |oldest| oldest.previous());
+        prop_assert_eq!(self.flow.cursor(), expected);
+        prop_assert_eq!(self.flow.outstanding(), open.clone().count());
+        prop_assert!(open.all(|sequence| *sequence > self.stored.cursor), "the store passed over an event");
+        let (events, bytes) = (self.flow.outstanding(), self.flow.outstanding() as u64 * Self::SIZE);
+        let room = Window { events: self.window.events - events, bytes: self.window.bytes - bytes };
+        prop_assert_eq!(self.flow.room(), Some(room).filter(|room| room.events > 0));
+        Ok(())
+    }
+
+    /// Whatever happened before, a stream on which everything is acknowledged comes to the end.
+    fn finish(&mut self) -> Result<(), TestCaseError> {
+        self.take(Step::Reconnect)?;
+        while self.flow.cursor() < Self::HEAD {
+            self.take(Step::Send)?;
+            if self.flow.room().is_none() || self.flow.position() == Self::HEAD {
+                self.take(Step::Acknowledge(self.flow.cursor().next()))?;
+            }
+        }
+        prop_assert!(self.selected.is_subset(&self.acknowledged));
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! What the server's process takes, measured from outside: bounded by its settings, not by who subscribes or what comes.
+
+use std::path::Path;
+
+use gitstafette_core::event::Sequence;
+use gitstafette_core::store::{EventStore, Options, SqliteStore};
+use gitstafette_core::testing;
+use gitstafette_proto::MAX_MESSAGE_BYTES;
+use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
+use gitstafette_proto::v1::subscribe_request::Request as Wire;
+use gitstafette_proto::v1::subscribe_response::Response;
+use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse, Subscription};
+use http::StatusCode;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+
+use crate::programs::Program;
+use crate::support::{Sender, TOKEN, TestClient, TestTarget, options, payload, soon};
+
+/// What the largest webhook may make of a server on a small machine.
+const MOST: u64 = 100 << 20;
+
+/// The most that a process ever had resident, in bytes (proc_pid_status(5)); `None` where the system does not tell.
+fn peak(program: &Program) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10)
+}
+
+fn is_bounded(program: &Program, most: u64) {
+    match peak(program) {
+        None => println!("SKIPPED: this system does not tell the memory of a process"),
+        Some(peak) => {
+            println!("peak: {} KiB", peak >> 10);
+            assert!(peak < most, "{} KiB", peak >> 10);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_of_24_mib_passes_in_less_than_100() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &[]).await;
+    program.ignore_log();
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(program.grpc, target.target()));
+    let sender = Sender::to(program.http.clone());
+    let text = format!("{}{}", payload("large"), " ".repeat((24 << 20) - 100));
+    for number in 1..=3 {
+        let answer = sender.send("push", &format!("delivery-{number}"), &text).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        assert_eq!(target.next().await.body.len(), text.len());
+    }
+    is_bounded(&program, MOST);
+    client.stop().await;
+}
+
+/// A subscriber by hand, which acknowledges nothing.
+struct Raw {
+    _requests: mpsc::Sender<SubscribeRequest>,
+    responses: Streaming<SubscribeResponse>,
+}
+
+async fn subscribe(program: &Program, client_id: String) -> Raw {
+    let channel = Channel::from_shared(format!("http://{}", program.grpc)).unwrap().connect().await.unwrap();
+    let (requests, receiver) = mpsc::channel(1);
+    let subscription = Subscription { client_id, ..Subscription::default() };
+    requests.send(SubscribeRequest { request: Some(Wire::Subscription(subscription)) }).await.unwrap();
+    let mut request = Request::new(ReceiverStream::new(receiver));
+    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    let mut calls = GitstafetteClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let responses = soon(calls.subscribe(request)).await.unwrap().into_inner();
+    Raw { _requests: requests, responses }
+}
+
+impl Raw {
+    /// Reads events up to this one.
+    async fn read_to(mut self, last: u64) {
+        while let Some(SubscribeResponse { response }) = soon(self.responses.message()).await.unwrap() {
+            if matches!(response, Some(Response::Event(event)) if event.sequence == last) {
+                return;
+            }
+        }
+        panic!("the stream ended");
+    }
+}
+
+async fn fill(folder: &Path, sizes: &[usize]) {
+    let store = SqliteStore::open(folder, Options::default()).unwrap();
+    for (number, size) in sizes.iter().enumerate() {
+        store.append(testing::webhook(number as u64, "octo-harbor/lighthouse", *size)).await.unwrap();
+    }
+    assert_eq!(*store.head().borrow(), Sequence::new(sizes.len() as u64));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_hundred_clients_that_catch_up_do_not_grow_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    // Small ones, medium ones, and two that are large.
+    let mut sizes = vec![2_000; 300];
+    sizes.extend([100_000; 30]);
+    sizes.extend([8 << 20; 2]);
+    fill(folder.path(), &sizes).await;
+    let mut program = Program::start(folder.path(), &[]).await;
+    program.ignore_log();
+    let mut asleep = Vec::new();
+    for number in 0..80 {
+        asleep.push(subscribe(&program, format!("asleep-{number}")).await);
+    }
+    let mut awake = JoinSet::new();
+    for number in 0..20 {
+        awake.spawn(subscribe(&program, format!("awake-{number}")).await.read_to(sizes.len() as u64));
+    }
+    while let Some(read) = awake.join_next().await {
+        read.unwrap();
+    }
+    // What is on its way (32 MiB), once as it was read and once as it is sent; a hundred connections; and the rest.
+    is_bounded(&program, MOST + (50 << 20));
+    // Those who slept get everything when they wake.
+    for sleeper in asleep.into_iter().take(5) {
+        sleeper.read_to(sizes.len() as u64).await;
+    }
+    is_bounded(&program, MOST + (50 << 20));
+}
+
+#[tokio::test]
+async fn a_flood_is_refused_early_and_followers_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &["--inflight-limit", "26MiB"]).await;
+    program.ignore_log();
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(program.grpc, target.target()));
+    let mut senders = JoinSet::new();
+    for sender in 0..24 {
+        let url = program.http.clone();
+        senders.spawn(async move {
+            let http = Sender::to(url);
+            let (mut accepted, mut refused) = (0, 0);
+            for number in 0..4 {
+                let text = format!("{}{}", payload("flood"), " ".repeat(5 << 20));
+                let answer = http.send("push", &format!("{sender}-{number}"), &text).await;
+                match answer.status() {
+                    StatusCode::CREATED => accepted += 1,
+                    StatusCode::SERVICE_UNAVAILABLE => {
+                        assert!(answer.headers().contains_key("retry-after"));
+                        refused += 1;
+                    }
+                    other => panic!("{other}"),
+                }
+            }
+            (accepted, refused)
+        });
+    }
+    let (mut accepted, mut refused) = (0, 0);
+    while let Some(sent) = senders.join_next().await {
+        let sent = sent.unwrap();
+        (accepted, refused) = (accepted + sent.0, refused + sent.1);
+    }
+    println!("{accepted} accepted, {refused} refused");
+    assert!(accepted > 0 && refused > 0, "{accepted} accepted, {refused} refused");
+    for _ in 0..accepted {
+        target.next().await;
+    }
+    is_bounded(&program, 2 * MOST);
+    client.stop().await;
+}

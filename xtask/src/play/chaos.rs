@@ -1,0 +1,219 @@
+//! `cargo xtask chaos`: kill -9 of the server, of the client or of both, again and again under load. Every webhook that
+//! was answered must arrive, as it was sent and in order.
+//!
+//! Senders and target are here, and live through it all: they know what was answered and what arrived.
+
+mod cast;
+mod ledger;
+mod sender;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::figures::{self, Figures};
+use crate::process::Interrupts;
+use crate::relay::{Programs, Secrets};
+use crate::target::Endpoint;
+use crate::text::{self, Colours};
+use cast::{Cast, Victim};
+use ledger::{Ledger, State};
+use sender::Sender;
+
+/// The repository of each sender: eight have one of their own, four share one.
+const SENDERS: [usize; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9];
+/// How long all runs until the next kill, in milliseconds.
+const QUIET: std::ops::Range<u64> = 20..800;
+/// After one kill of so many the next does not wait until all works again …
+const HASTY: u8 = 4;
+/// … but strikes this soon, in milliseconds: a start is cut short, too.
+const HASTE: std::ops::Range<u64> = 0..100;
+/// How long it may take until a webhook arrives that was sent after a start, and how long none may arrive at the end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A line is printed after so many rounds.
+const LINE: u32 = 10;
+
+/// Kills `rounds` times. An error if the server's word was broken, or a program ended by itself.
+pub(crate) async fn run(programs: &Programs, rounds: u32) -> anyhow::Result<()> {
+    // Beside the programs: that is a disk, which the system's folder for temporary files often is not.
+    let beside = programs.server.parent().context("the server is in no folder")?;
+    let folder = tempfile::Builder::new().prefix("chaos-").tempdir_in(beside)?;
+    let secrets = Secrets::random();
+    let mut cast = Cast::new(programs, folder.path(), &secrets)?;
+    let mut interrupts = Interrupts::catch()?;
+    let played = tokio::select! {
+        played = play(&mut cast, folder.path(), &secrets, rounds) => played,
+        () = interrupts.next() => {
+            cast.kill(Victim::Both).await?;
+            bail!("interrupted");
+        }
+    };
+    let stopped = cast.stop().await;
+    let result = played.and_then(|summary| stopped.map(|()| summary));
+    match result {
+        Ok(summary) => println!("\n{}", Colours::detect().good(&summary)),
+        Err(error) => {
+            println!("\nLogs and store are kept in {}", folder.keep().display());
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn play(cast: &mut Cast<'_>, folder: &Path, secrets: &Secrets, rounds: u32) -> anyhow::Result<String> {
+    let ledger = Arc::new(Ledger::new(&SENDERS));
+    let book = Arc::clone(&ledger);
+    let target = Endpoint::start(&secrets.webhook, move |arrival| book.arrives(&arrival)).await?;
+    let url = target.url();
+    cast.start(&url).await?;
+    println!("\n{} senders, {rounds} rounds of kill -9 under their load\n", SENDERS.len());
+    let (stop, stopped) = watch::channel(false);
+    let mut senders = JoinSet::new();
+    for (number, repository) in SENDERS.into_iter().enumerate() {
+        let (secret, ledger) = (secrets.webhook.clone(), Arc::clone(&ledger));
+        let sender =
+            Sender { number, repository, server: cast.http(), secret, ledger, stop: stopped.clone() };
+        senders.spawn(sender.run());
+    }
+    let mut tally = Tally::default();
+    for round in 1..=rounds {
+        tokio::select! {
+            struck = tally.strike(cast, &url, &ledger) => struck.with_context(|| format!("round {round}"))?,
+            Some(ended) = senders.join_next() => ended?.context("a sender gave up")?,
+        }
+        if let Some(problems) = ledger.read(State::problems) {
+            bail!("round {round}: {problems}");
+        }
+        if round % LINE == 0 || round == rounds {
+            println!("{}", ledger.read(|state| tally.line(round, state)));
+        }
+    }
+    stop.send_replace(true);
+    while let Some(ended) = senders.join_next().await {
+        ended?.context("a sender gave up")?;
+    }
+    all_arrived(&ledger).await;
+    tally.report(&ledger, figures::folder_size(&folder.join("store"))?);
+    match ledger.read(State::verdict) {
+        Some(problems) => bail!("{problems}"),
+        None => Ok(format!(
+            "All {} accepted webhooks arrived as they were sent, and in order",
+            ledger.read(|state| text::thousands(state.accepted as f64))
+        )),
+    }
+}
+
+/// Waits until nothing is missing, or nothing comes any more.
+async fn all_arrived(ledger: &Ledger) {
+    loop {
+        let before = ledger.read(|state| state.arrived);
+        let come = ledger.wait(|state| state.missing() == 0 || state.arrived > before);
+        // What does not come in time is missing for good: the verdict says so.
+        if tokio::time::timeout(PATIENCE, come).await.is_err() || ledger.read(State::missing) == 0 {
+            return;
+        }
+    }
+}
+
+/// What the rounds were.
+#[derive(Debug, Default)]
+struct Tally {
+    servers: u32,
+    clients: u32,
+    both: u32,
+    recoveries: Vec<Duration>,
+    /// Whether the last kill was one that the next does not wait for.
+    hasty: bool,
+}
+
+impl Tally {
+    /// One round: a while of quiet, a kill, a start, and mostly the wait until all works again.
+    async fn strike(&mut self, cast: &mut Cast<'_>, target: &str, ledger: &Ledger) -> anyhow::Result<()> {
+        let quiet = if self.hasty { HASTE } else { QUIET };
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(quiet))).await;
+        let victim = Victim::random();
+        match victim {
+            Victim::Server => self.servers += 1,
+            Victim::Client => self.clients += 1,
+            Victim::Both => self.both += 1,
+        }
+        cast.kill(victim).await?;
+        let started = Instant::now();
+        ledger.write(State::started);
+        cast.start(target).await?;
+        self.hasty = fastrand::u8(..HASTY) == 0;
+        if self.hasty {
+            return Ok(());
+        }
+        let recovered = ledger.wait(|state| state.recovery(started).is_some());
+        tokio::time::timeout(PATIENCE, recovered).await.with_context(|| {
+            let seconds = PATIENCE.as_secs();
+            format!("{victim:?} started anew, and nothing that was sent then arrived within {seconds} s")
+        })?;
+        self.recoveries.extend(ledger.read(|state| state.recovery(started)));
+        Ok(())
+    }
+
+    fn line(&self, round: u32, state: &State) -> String {
+        let number = |number: u64| text::thousands(number as f64);
+        format!(
+            "round {round:>4}: {:>7} accepted, {:>7} arrived, {:>5} repeats, slowest recovery {} ms",
+            number(state.accepted),
+            number(state.arrived),
+            number(state.repeats),
+            self.slowest()
+        )
+    }
+
+    fn slowest(&self) -> String {
+        text::quantile(&self.recoveries, 1.0).map_or_else(|| "-".to_owned(), text::millis)
+    }
+
+    fn report(&self, ledger: &Ledger, stored: u64) {
+        let figures = Figures::start();
+        figures.heading("kills");
+        figures.row("of the server", self.servers, "", "");
+        figures.row("of the client", self.clients, "", "");
+        figures.row("of both", self.both, "", "");
+        figures.heading("webhooks");
+        ledger.read(|state| {
+            let row = |label: &str, number: u64, remark: &str| {
+                figures.row(label, text::thousands(number as f64), "", remark);
+            };
+            row("accepted", state.accepted, "answered with 201 or 204");
+            row("tries without an answer", state.unanswered, "each tried again under the same delivery id");
+            row("tries put off", state.put_off, "429 or 503, tried again");
+            row("arrivals at the target", state.arrived + state.repeats, "");
+            row("  repeats among them", state.repeats, "as at least once allows");
+        });
+        figures.heading("recovery: from the start to the arrival of a webhook that was sent after it");
+        let median = text::quantile(&self.recoveries, 0.5).map_or_else(|| "-".to_owned(), text::millis);
+        let remark = format!("of {}; the next kill came sooner after the others", self.recoveries.len());
+        figures.row("median", median, "ms", &remark);
+        figures.row("slowest", self.slowest(), "ms", "");
+        figures.heading("the store");
+        figures.row("size at the end", figures::mebibytes(stored), "MiB", "");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_sums_up_the_rounds() {
+        let tally = Tally { recoveries: vec![Duration::from_millis(412); 2], ..Tally::default() };
+        let line = tally.line(10, &State::default());
+        assert!(line.starts_with("round   10:") && line.ends_with("recovery 412 ms"), "{line}");
+        assert!(Tally::default().line(1, &State::default()).ends_with("recovery - ms"));
+    }
+
+    #[tokio::test]
+    async fn nothing_missing_is_not_waited_for() {
+        all_arrived(&Ledger::new(&SENDERS)).await;
+    }
+}
