@@ -382,6 +382,11 @@ impl Deliveries {
         }
     }
 
+    /// The server granted so much of the window that was asked for.
+    pub(crate) fn granted(&mut self, events: u32, bytes: u64) {
+        self.window.granted(events, bytes);
+    }
+
     /// The server's cursor stands here: it has all acknowledgements up to it, and nothing before it will come again.
     pub(crate) fn cursor_at(&mut self, cursor: Sequence) {
         self.unconfirmed = self.unconfirmed.split_off(&cursor.next());

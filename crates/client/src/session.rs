@@ -193,6 +193,8 @@ impl Session<'_> {
         if !self.deliveries.belong_to(&started.store_id) && self.has_deferred {
             return Err(End::OtherStore);
         }
+        let Started { max_unacknowledged_events, max_unacknowledged_bytes, .. } = *started;
+        self.deliveries.granted(max_unacknowledged_events, max_unacknowledged_bytes);
         self.deliveries.cursor_at(Sequence::new(started.cursor));
         self.has_started = true;
         info!(server.name = started.server_name, cursor = started.cursor, head = started.head, "subscribed");

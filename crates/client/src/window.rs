@@ -42,6 +42,13 @@ impl Window {
         Self { whole: Load { events, bytes }, taken: Load::default() }
     }
 
+    /// Takes note of what the server granted, where it says so: it may be less than what was asked for.
+    pub(crate) fn granted(&mut self, events: u32, bytes: u64) {
+        if events > 0 && bytes > 0 {
+            self.whole = Load { events: events.into(), bytes };
+        }
+    }
+
     /// Whether a lane that holds `held` may have one more event, of this size. It may always have one.
     pub(crate) fn admits(&self, held: Load, size: u64) -> bool {
         let share = self.share();

@@ -101,6 +101,17 @@ impl RepositoryPattern {
         }
     }
 
+    /// Whether both select the same, however they are spelled.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Id(a), Self::Id(b)) => a == b,
+            (Self::Name(a), Self::Name(b)) => a.is(b),
+            (Self::Owner(a), Self::Owner(b)) => a.eq_ignore_ascii_case(b),
+            (Self::All, Self::All) => true,
+            _ => false,
+        }
+    }
+
     /// Whether some event could be selected by both. An id and a name may be the same repository: only the forge
     /// knows, so the answer is yes.
     pub fn overlaps(&self, other: &Self) -> bool {

@@ -4,7 +4,10 @@
 /// stands beside it (Unicode's line and paragraph separators and its bidirectional controls, UAX #9 §2).
 pub fn is_steering(char: char) -> bool {
     char.is_control()
-        || matches!(char, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            char,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// Whether the text is 1 to 256 bytes that can be shown on one line as they are.

@@ -6,9 +6,10 @@ use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_server::Gitstafette;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
 use crate::admin::Admin;
-use crate::auth::ClientAuth;
+use crate::auth::{ClientAuth, Peer};
 use crate::subscribe::Subscriptions;
 
 /// Serves both. Callers are authenticated before they come here; whether one is an operator is looked at here.
@@ -23,7 +24,12 @@ impl Service {
     /// The message of an operator's request.
     fn operator<T>(&self, request: Request<T>) -> Result<T, Status> {
         let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
-        self.auth.check_operator(authorization)?;
+        if let Err(error) = self.auth.check_operator(authorization) {
+            let address =
+                request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.address));
+            warn!(client.address = address, reason = %error, "an operator was refused");
+            return Err(error.into());
+        }
         Ok(request.into_inner())
     }
 }

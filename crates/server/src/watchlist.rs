@@ -42,13 +42,23 @@ impl LiveWatchlist {
     }
 
     /// Adds a pattern, or removes it: from now on, and after a restart.
+    ///
+    /// # Errors
+    /// What is to be removed is not there, or the change cannot be kept.
     pub(crate) async fn change(
         &self,
         pattern: &RepositoryPattern,
         change: WatchlistChange,
-    ) -> Result<Vec<WatchlistEntry>, StoreError> {
+    ) -> Result<Vec<WatchlistEntry>, ChangeError> {
         let _changing = self.changing.lock().await;
-        let configured = self.configured.patterns().contains(pattern);
+        // As it is spelled where it stands already.
+        let known = self.entries().into_iter().find(|entry| entry.pattern.is(pattern));
+        let is_accepted = known.as_ref().is_some_and(|entry| entry.origin != WatchlistOrigin::Removed);
+        if change == WatchlistChange::Removed && !is_accepted {
+            return Err(ChangeError::Unknown(pattern.clone()));
+        }
+        let configured = known.as_ref().is_some_and(|entry| entry.origin != WatchlistOrigin::Added);
+        let pattern = known.as_ref().map_or(pattern, |entry| &entry.pattern);
         // What is as configured again needs no note.
         let kept = match (change, configured) {
             (WatchlistChange::Added, true) | (WatchlistChange::Removed, false) => None,
@@ -62,10 +72,19 @@ impl LiveWatchlist {
     }
 }
 
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    #[error("{0} is not on the watchlist; what is on it is listed with its spelling")]
+    Unknown(RepositoryPattern),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 impl State {
     fn new(configured: &Watchlist, changes: Vec<(RepositoryPattern, WatchlistChange)>) -> Self {
         let is_removed = |pattern: &RepositoryPattern| {
-            changes.iter().any(|(other, change)| other == pattern && *change == WatchlistChange::Removed)
+            changes.iter().any(|(other, change)| other.is(pattern) && *change == WatchlistChange::Removed)
         };
         let mut entries: Vec<_> = configured
             .patterns()
@@ -82,7 +101,7 @@ impl State {
         let mut added: Vec<_> = changes
             .into_iter()
             .filter(|(pattern, change)| {
-                *change == WatchlistChange::Added && !configured.patterns().contains(pattern)
+                *change == WatchlistChange::Added && !configured.patterns().iter().any(|own| own.is(pattern))
             })
             .map(|(pattern, _)| WatchlistEntry { pattern, origin: WatchlistOrigin::Added })
             .collect();
@@ -116,8 +135,9 @@ mod tests {
         };
         let live = load(&configured).await;
         live.change(&pattern("cat/hub"), WatchlistChange::Added).await.unwrap();
-        live.change(&pattern("octo/*"), WatchlistChange::Removed).await.unwrap();
-        live.change(&pattern("never/there"), WatchlistChange::Removed).await.unwrap();
+        live.change(&pattern("Octo/*"), WatchlistChange::Removed).await.unwrap();
+        let unknown = live.change(&pattern("never/there"), WatchlistChange::Removed).await;
+        assert!(matches!(unknown, Err(ChangeError::Unknown(_))), "{unknown:?}");
         let expected = ["octo/* Removed", "7 Configured", "cat/hub Added"];
         assert_eq!(shown(&live.entries()), expected);
         assert_eq!(live.current().patterns(), [pattern("7"), pattern("cat/hub")]);

@@ -22,9 +22,10 @@ use gitstafette_proto::convert::{
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Redelivered, rpc};
+use super::{Admin, Redeliveries, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
+use crate::watchlist::ChangeError;
 
 /// What the routes need.
 #[derive(Clone, Debug)]
@@ -159,6 +160,7 @@ async fn dead_letters(
 
 /// One event with its headers and body.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ShownEvent {
     #[serde(flatten)]
     entry: Entry,
@@ -191,8 +193,7 @@ async fn show(
 ) -> Result<Json<ShownEvent>, Problem> {
     let sequence = Sequence::new(sequence);
     let shown = operators.admin.show(sequence).await?;
-    let (event, reports) =
-        shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, rpc::missing(sequence)))?;
+    let (event, reports) = shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
     Ok(Json(ShownEvent::new(&event, reports)))
 }
 
@@ -226,17 +227,10 @@ struct Redelivery {
     to_target: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct RedeliveredEvents {
-    redelivered: Vec<Redelivered>,
-    /// The `first` of the next call, if the limit was reached.
-    next: Option<Sequence>,
-}
-
 async fn redeliver(
     State(operators): State<Operators>,
     Json(asked): Json<Redelivery>,
-) -> Result<Json<RedeliveredEvents>, Problem> {
+) -> Result<Json<Redeliveries>, Problem> {
     let mut listing = asked.events.listing()?;
     if let Some(sequence) = asked.sequence {
         (listing.first, listing.last) = (Sequence::new(sequence), Sequence::new(sequence));
@@ -253,8 +247,11 @@ async fn redeliver(
         },
     };
     request.check().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let (redelivered, next) = operators.admin.redeliver(&request).await?;
-    Ok(Json(RedeliveredEvents { redelivered, next }))
+    let done = operators.admin.redeliver(&request).await?;
+    match done.is_nothing_of(&request) {
+        Some(missing) => Err(Problem::new(StatusCode::NOT_FOUND, missing)),
+        None => Ok(Json(done)),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -306,7 +303,11 @@ async fn change_watchlist(
     change: WatchlistChange,
 ) -> Result<Json<Watchlist>, Problem> {
     let pattern: RepositoryPattern = pattern.parse().map_err(|error| bad_request("pattern", error))?;
-    Ok(Json(Watchlist { entries: operators.admin.change_watchlist(&pattern, change).await? }))
+    match operators.admin.change_watchlist(&pattern, change).await {
+        Ok(entries) => Ok(Json(Watchlist { entries })),
+        Err(error @ ChangeError::Unknown(_)) => Err(Problem::new(StatusCode::NOT_FOUND, error.to_string())),
+        Err(ChangeError::Store(error)) => Err(error.into()),
+    }
 }
 
 async fn metrics(State(operators): State<Operators>) -> Result<Response, Problem> {

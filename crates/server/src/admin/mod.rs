@@ -22,7 +22,7 @@ use tracing::info;
 
 use crate::metrics::{Metrics, Sample, lag};
 use crate::subscribe::Registry;
-use crate::watchlist::LiveWatchlist;
+use crate::watchlist::{ChangeError, LiveWatchlist};
 
 pub(crate) use http::router;
 
@@ -51,6 +51,18 @@ pub(crate) struct Redelivered {
     sequence: Sequence,
     /// The new event with its bytes.
     redelivered_as: Sequence,
+}
+
+/// What one call had delivered again.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Redeliveries {
+    /// In the order of the log.
+    redelivered: Vec<Redelivered>,
+    /// The `first` of the next call, if the limit was reached.
+    next: Option<Sequence>,
+    /// The `last` of the next call: what was appended meanwhile lies beyond it, this call's own events too.
+    last: Sequence,
 }
 
 impl Admin {
@@ -84,13 +96,14 @@ impl Admin {
 
     /// Entries as events are accepted, from now on.
     fn follow(self: Arc<Self>, filter: Filter) -> impl Stream<Item = Result<Entry, StoreError>> + Send {
-        let state = (self.store.head(), *self.store.head().borrow(), Vec::new().into_iter());
-        futures_util::stream::unfold(state, move |(mut heads, mut at, mut ready)| {
+        let state = Some((self.store.head(), *self.store.head().borrow(), Vec::new().into_iter()));
+        futures_util::stream::unfold(state, move |state| {
             let (admin, filter) = (Arc::clone(&self), filter.clone());
             async move {
+                let (mut heads, mut at, mut ready) = state?;
                 loop {
                     if let Some(entry) = ready.next() {
-                        return Some((Ok(entry), (heads, at, ready)));
+                        return Some((Ok(entry), Some((heads, at, ready))));
                     }
                     let more = admin.draining.run_until_cancelled(heads.wait_for(|head| *head > at)).await;
                     let head = *more?.ok()?;
@@ -107,18 +120,16 @@ impl Admin {
                             at = listed.next.map_or(head, Sequence::previous);
                             ready = listed.entries.into_iter();
                         }
-                        Err(error) => return Some((Err(error), (heads, Sequence::MAX, ready))),
+                        // With the error it ends.
+                        Err(error) => return Some((Err(error), None)),
                     }
                 }
             }
         })
     }
 
-    /// Appends events anew, the oldest first, and where to go on if there are more. Dead letters go where they are dead.
-    async fn redeliver(
-        &self,
-        request: &RedeliveryRequest,
-    ) -> Result<(Vec<Redelivered>, Option<Sequence>), StoreError> {
+    /// Appends events anew, the oldest first. Dead letters go where they are dead.
+    async fn redeliver(&self, request: &RedeliveryRequest) -> Result<Redeliveries, StoreError> {
         let head = *self.store.head().borrow();
         // What this call appends is not part of it.
         let listing = Listing { last: request.listing.last.min(head), ..request.listing.clone() };
@@ -138,7 +149,7 @@ impl Admin {
                 redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: new });
             }
         }
-        Ok((redelivered, listed.next))
+        Ok(Redeliveries { redelivered, next: listed.next, last: listing.last })
     }
 
     /// Every client with a cursor or a stream.
@@ -171,7 +182,7 @@ impl Admin {
         &self,
         pattern: &RepositoryPattern,
         change: WatchlistChange,
-    ) -> Result<Vec<WatchlistEntry>, StoreError> {
+    ) -> Result<Vec<WatchlistEntry>, ChangeError> {
         let entries = self.watchlist.change(pattern, change).await?;
         info!(%pattern, ?change, "the watchlist was changed by an operator");
         Ok(entries)
@@ -184,6 +195,19 @@ impl Admin {
         let lags = cursors.into_iter().map(|(client, cursor)| (client, lag(cursor, &statistics))).collect();
         Ok(self.metrics.render(Sample { statistics, attached: self.registry.len(), lags }))
     }
+}
+
+impl Redeliveries {
+    /// Why a request for one event did nothing; `None` if it did something, or was for whatever there is.
+    fn is_nothing_of(&self, request: &RedeliveryRequest) -> Option<String> {
+        let Listing { first, last, fate, .. } = &request.listing;
+        (first == last && fate.is_none() && self.redelivered.is_empty()).then(|| missing(*first))
+    }
+}
+
+/// Why an event is neither shown nor delivered again.
+fn missing(sequence: Sequence) -> String {
+    format!("there is no event {sequence} in the store; it may have been removed by retention")
 }
 
 /// To whom an event is to go.

@@ -12,8 +12,9 @@ use gitstafette_proto::v1::{self, Entry};
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
-use super::Admin;
+use super::{Admin, missing};
 use crate::subscribe::{malformed, status};
+use crate::watchlist::ChangeError;
 
 impl Admin {
     pub(crate) async fn list_events(
@@ -56,15 +57,23 @@ impl Admin {
         wire: v1::RedeliverEventsRequest,
     ) -> Result<v1::RedeliverEventsResponse, Status> {
         let request: RedeliveryRequest = wire.try_into().map_err(|error: WireError| malformed(&error))?;
-        let (redelivered, next) = self.redeliver(&request).await.map_err(|error| status(&error))?;
-        let redelivered = redelivered
+        let done = self.redeliver(&request).await.map_err(|error| status(&error))?;
+        if let Some(missing) = done.is_nothing_of(&request) {
+            return Err(Status::not_found(missing));
+        }
+        let redelivered = done
+            .redelivered
             .into_iter()
             .map(|one| v1::Redelivered {
                 sequence: one.sequence.get(),
                 redelivered_as: one.redelivered_as.get(),
             })
             .collect();
-        Ok(v1::RedeliverEventsResponse { redelivered, next: next.map_or(0, Sequence::get) })
+        Ok(v1::RedeliverEventsResponse {
+            redelivered,
+            next: done.next.map_or(0, Sequence::get),
+            last: done.last.get(),
+        })
     }
 
     pub(crate) async fn list_subscriptions(&self) -> Result<v1::ListSubscriptionsResponse, Status> {
@@ -93,16 +102,14 @@ impl Admin {
         };
         let pattern: RepositoryPattern =
             text.parse().map_err(|error| Status::invalid_argument(format!("change: {error}")))?;
-        let entries = self.change_watchlist(&pattern, change).await.map_err(|error| status(&error))?;
+        let entries = self.change_watchlist(&pattern, change).await.map_err(|error| match error {
+            ChangeError::Unknown(_) => Status::not_found(error.to_string()),
+            ChangeError::Store(error) => status(&error),
+        })?;
         Ok(v1::ChangeWatchlistResponse { entries: on_wire(&entries) })
     }
 }
 
 fn on_wire(entries: &[WatchlistEntry]) -> Vec<v1::WatchlistEntry> {
     entries.iter().map(Into::into).collect()
-}
-
-/// Why an event is not shown.
-pub(super) fn missing(sequence: Sequence) -> String {
-    format!("there is no event {sequence} in the store; it may have been removed by retention")
 }

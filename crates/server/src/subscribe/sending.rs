@@ -63,6 +63,8 @@ impl Session {
             head: head(&*self.store).get(),
             heartbeat_interval: Some(duration(self.options.heartbeat)),
             store_id: self.store.id().to_string(),
+            max_unacknowledged_events: u32::try_from(self.window.events).unwrap_or(u32::MAX),
+            max_unacknowledged_bytes: self.window.bytes,
         };
         info!(cursor = started.cursor, head = started.head, "a client attached");
         Ok(self.send(Response::Started(started)).await?)

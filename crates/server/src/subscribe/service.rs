@@ -70,6 +70,7 @@ impl Subscriptions {
             filter: subscription.filter,
             store: Arc::clone(&self.store),
             cursor: progress.cursor.get().into(),
+            window,
             flow: Flow::new(progress, window, subscription.deferred).into(),
             changed: Notify::new(),
             outbox,

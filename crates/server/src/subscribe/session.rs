@@ -8,7 +8,7 @@ use std::time::Duration;
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::store::EventStore;
-use gitstafette_core::subscription::Flow;
+use gitstafette_core::subscription::{Flow, Window};
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, SubscribeRequest, SubscribeResponse};
 use tokio::sync::{Notify, mpsc};
@@ -33,6 +33,8 @@ pub(super) struct Session {
     pub(super) client: ClientId,
     pub(super) filter: Filter,
     pub(super) store: Arc<dyn EventStore>,
+    /// What the client was granted.
+    pub(super) window: Window,
     /// Shared by the half that sends and the half that takes; never held across a wait.
     pub(super) flow: Mutex<Flow>,
     /// The cursor as it is stored. The client forgets what is before it, so it is told nothing that is not durable.
