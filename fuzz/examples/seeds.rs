@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::event::{Address, Event, Sequence};
 use gitstafette_core::testing;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
@@ -33,6 +33,10 @@ fn main() -> io::Result<()> {
     let event = Event {
         sequence: Sequence::new(7),
         redelivery: true,
+        address: Address {
+            client: Some("home".parse().expect("an id")),
+            target: Some("jenkins:8080".into()),
+        },
         webhook: testing::webhook(7, "octo/hello", 20),
     };
     let started = Started {
@@ -41,6 +45,8 @@ fn main() -> io::Result<()> {
         head: 7,
         heartbeat_interval: Some(TOOK),
         store_id: "00000000000000ff".into(),
+        max_unacknowledged_events: 256,
+        max_unacknowledged_bytes: 32 << 20,
     };
     let responses = [
         ("started", Response::Started(started)),

@@ -5,9 +5,12 @@
 use std::fmt::Debug;
 
 use gitstafette_core::event::{Event, Sequence};
-use gitstafette_core::store::Acknowledgement;
+use gitstafette_core::store::{Acknowledgement, Listed, Listing};
 use gitstafette_core::text::is_showable;
-use gitstafette_proto::convert::{self, MAX_DETAIL_BYTES, MAX_PATTERNS, Subscription, WireError};
+use gitstafette_proto::convert::{
+    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, Subscription, SubscriptionState, WatchlistEntry,
+    WireError,
+};
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
@@ -25,18 +28,43 @@ pub fn run(data: &[u8]) {
                     drop(acknowledgement(wire));
                 }
             }
-            None => {}
+            Some(Request::Deferral(_) | Request::Recall(_)) | None => {}
         }
     }
     if let Ok(message) = v1::SubscribeResponse::decode(data) {
         match message.response {
             Some(Response::Event(wire)) => drop(event(wire)),
             Some(Response::Started(wire)) => started(&wire),
-            Some(Response::Heartbeat(_) | Response::Receipt(_) | Response::GoAway(_)) | None => {}
+            Some(
+                Response::Heartbeat(_) | Response::Receipt(_) | Response::Missed(_) | Response::GoAway(_),
+            )
+            | None => {}
         }
     }
     if let Ok(wire) = v1::Event::decode(data) {
         drop(event(wire));
+    }
+    operators(data);
+}
+
+/// What operators ask and are told: the conversions that only they use.
+fn operators(data: &[u8]) {
+    if let Ok(wire) = v1::ListEventsRequest::decode(data) {
+        drop(again::<_, Listing>(wire, |listing| listing.into()));
+    }
+    if let Ok(wire) = v1::RedeliverEventsRequest::decode(data)
+        && let Ok(request) = again::<_, RedeliveryRequest>(wire, |request| request.into())
+    {
+        request.check().expect("a request that would deliver everything again is refused");
+    }
+    if let Ok(wire) = v1::ListEventsResponse::decode(data) {
+        drop(again::<_, Listed>(wire, |listed| listed.into()));
+    }
+    if let Ok(wire) = v1::SubscriptionState::decode(data) {
+        drop(again::<_, SubscriptionState>(wire, |state| state.into()));
+    }
+    if let Ok(wire) = v1::WatchlistEntry::decode(data) {
+        drop(again::<_, WatchlistEntry>(wire, |entry| entry.into()));
     }
 }
 

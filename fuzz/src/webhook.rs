@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use gitstafette_core::classify::{self, BodyFormat, ClassifyError, Envelope};
-use gitstafette_core::event::{Event, Facts, Sequence, Timestamp, Webhook};
+use gitstafette_core::event::{Address, Event, Facts, Sequence, Timestamp, Webhook};
 use gitstafette_core::headers::Headers;
 use gitstafette_core::secret::Secret;
 use gitstafette_core::testing::{Format, Hook};
@@ -115,7 +115,7 @@ fn assert_usable(webhook: Webhook) {
     assert!(facts.event_type.action.as_deref().is_none_or(is_showable));
     assert!(facts.owner.as_deref().is_none_or(is_showable), "{:?}", facts.owner);
     assert_one_line(&facts.repository_label());
-    let event = Event { sequence: Sequence::new(1), redelivery: false, webhook };
+    let event = Event { sequence: Sequence::new(1), redelivery: false, address: Address::default(), webhook };
     assert_eq!(Event::try_from(v1::Event::from(&event)).as_ref(), Ok(&event));
 }
 
