@@ -16,9 +16,12 @@ mod keeping;
 mod operating;
 mod progressing;
 mod reading;
+mod redelivering;
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::task::JoinSet;
 
 use super::{Acknowledgement, Appended, EventStore, Options, ReadLimit, Redelivery, Report, Retention};
 use crate::event::{ClientId, Event, Sequence, Timestamp};
@@ -58,23 +61,28 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::seeking_forgets_what_is_ahead(&open(options).await).await;
     progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
     progressing::a_second_report_replaces_the_first(&open(options).await).await;
+    progressing::passes_over_events_without_acknowledging(&open(options).await).await;
 
-    operating::lists_page_by_page_in_both_orders(&open(options).await).await;
+    redelivering::appends_a_copy_for_those_addressed(&open(options).await).await;
+    redelivering::does_not_find_what_is_not_there(&open(options).await).await;
+    redelivering::marks_the_dead_letters_of_the_address(&open(options).await).await;
+    redelivering::leaves_the_sender_s_next_alone(&open(options).await).await;
+
+    operating::lists_what_is_there(&open(options).await).await;
     operating::lists_what_is_selected(&open(options).await).await;
     operating::lists_by_fate(&open(options).await).await;
-    operating::redelivers_the_same_bytes(&open(options).await).await;
-    operating::marks_the_dead_letters_that_are_redelivered(&open(options).await).await;
-    operating::keeps_redeliveries_out_of_identities(&open(options).await).await;
-    operating::tells_every_cursor(&open(options).await).await;
+    operating::goes_on_where_a_page_stopped(Arc::new(open(options).await)).await;
+    operating::shows_every_cursor(&open(options).await).await;
     operating::keeps_changes_of_the_watchlist(&open(options).await).await;
 
     let retention = Retention::default();
-    operating::says_how_far_it_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::by_count(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::by_bytes(&open(keep(Retention { bytes: 5_000, ..retention })).await).await;
     keeping::one_event_may_exceed_the_bytes(&open(keep(Retention { bytes: 10, ..retention })).await).await;
     keeping::by_age(&open(keep(Retention { age: Duration::ZERO, ..retention })).await).await;
     keeping::forgets_all_about_a_removed_event(&open(keep(Retention { count: 1, ..retention })).await).await;
+    keeping::says_what_was_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
+    redelivering::outlives_what_it_copies(&open(keep(Retention { count: 1, ..retention })).await).await;
     keeping::counts_what_it_holds(&open(options).await).await;
     keeping::closes(&open(options).await).await;
 }
@@ -130,6 +138,22 @@ async fn fill(store: &impl EventStore, numbers: impl IntoIterator<Item = u64>) -
         sequences.push(append(store, number).await.sequence());
     }
     sequences
+}
+
+/// Appends that many test webhooks of a repository that nobody looks for, many at once.
+async fn append_hay<S: EventStore>(store: &Arc<S>, count: u64) {
+    let mut number = 0;
+    while number < count {
+        let mut appends = JoinSet::new();
+        for _ in 0..250 {
+            number += 1;
+            let store = Arc::clone(store);
+            appends.spawn(async move { store.append(testing::webhook(number, "octo/hay", 1)).await });
+        }
+        for appended in appends.join_all().await {
+            appended.expect("the append");
+        }
+    }
 }
 
 /// Everything after a sequence that the filter selects, read page by page up to the head.

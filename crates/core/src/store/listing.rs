@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use super::tail::{Look, SCAN_LIMIT};
 use crate::event::{Address, ClientId, DeliveryId, Event, Facts, Sequence, Timestamp};
 use crate::filter::Filter;
 use crate::target::{Outcome, OutcomeResult};
@@ -191,5 +192,51 @@ impl Report {
     /// Whether the target did not take it, and it was not redelivered since.
     pub fn is_dead_letter(&self) -> bool {
         self.outcome.result == OutcomeResult::Failed && self.redelivered_as.is_none()
+    }
+}
+
+/// A page of a listing in the making: the one place that knows what a listing selects and when its page is complete.
+#[derive(Debug)]
+pub(super) struct Sieve<'a> {
+    listing: &'a Listing,
+    listed: Listed,
+    last: Option<Sequence>,
+    looked_at: usize,
+}
+
+impl<'a> Sieve<'a> {
+    /// An empty page.
+    pub(super) fn new(listing: &'a Listing) -> Self {
+        Self { listing, listed: Listed::default(), last: None, looked_at: 0 }
+    }
+
+    /// Decides about the next event between the listing's first and last, in its order. One that comes twice in a row
+    /// is passed over.
+    pub(super) fn look(&mut self, sequence: Sequence, facts: &Facts) -> Look {
+        if self.last == Some(sequence) {
+            return Look::Pass;
+        }
+        if self.looked_at == SCAN_LIMIT || self.listed.entries.len() >= self.listing.limit.max(1) {
+            self.listed.next = Some(sequence);
+            return Look::Stop;
+        }
+        self.looked_at += 1;
+        self.last = Some(sequence);
+        let selected = self.listing.filter.matches(facts)
+            && self.listing.delivery_id.as_ref().is_none_or(|id| *id == facts.delivery_id)
+            && self.listing.received_since.is_none_or(|since| facts.received_at >= since);
+        if selected { Look::Take } else { Look::Pass }
+    }
+
+    /// Adds the entry that was to be taken, if its fate is the one that is wanted.
+    pub(super) fn take(&mut self, entry: Entry) {
+        if self.listing.fate.as_ref().is_none_or(|fate| fate.matches(&entry.reports)) {
+            self.listed.entries.push(entry);
+        }
+    }
+
+    /// The page, complete or at the end of the log.
+    pub(super) fn finish(self) -> Listed {
+        self.listed
     }
 }

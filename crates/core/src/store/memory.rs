@@ -12,7 +12,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::tail::{Bounds, Tail};
+use super::listing::Sieve;
+use super::tail::{Bounds, Look, Tail};
 use super::{
     Acknowledgement, Appended, Entry, EventStore, Listed, Listing, Options, Order, Page, ReadLimit,
     Redelivery, Report, Statistics, StoreError, StoreId, WatchlistChange, beyond,
@@ -151,27 +152,19 @@ impl State {
     }
 
     fn list(&self, listing: &Listing) -> Listed {
-        let selected = |event: &&Arc<Event>| {
-            let facts = &event.webhook.facts;
-            (listing.first..=listing.last).contains(&event.sequence)
-                && listing.filter.matches(facts)
-                && listing.delivery_id.as_ref().is_none_or(|id| *id == facts.delivery_id)
-                && listing.received_since.is_none_or(|since| facts.received_at >= since)
-        };
-        let entry = |event: &Arc<Event>| Entry::new(event, self.reports(event.sequence));
-        let fate = |entry: &Entry| listing.fate.as_ref().is_none_or(|fate| fate.matches(&entry.reports));
-        let limit = listing.limit.max(1);
-        let found = self.log.iter().filter(selected).map(entry).filter(fate);
-        let mut entries: Vec<_> = match listing.order {
-            Order::OldestFirst => found.take(limit + 1).collect(),
-            Order::NewestFirst => {
-                let found = self.log.iter().rev().filter(selected).map(entry).filter(fate);
-                found.take(limit + 1).collect()
+        let mut sieve = Sieve::new(listing);
+        let mut events = self.log.range(listing.first, listing.last);
+        while let Some(event) = match listing.order {
+            Order::OldestFirst => events.next(),
+            Order::NewestFirst => events.next_back(),
+        } {
+            match sieve.look(event.sequence, &event.webhook.facts) {
+                Look::Stop => break,
+                Look::Pass => {}
+                Look::Take => sieve.take(Entry::new(event, self.reports(event.sequence))),
             }
-        };
-        let next = entries.get(limit).map(|entry| entry.sequence);
-        entries.truncate(limit);
-        Listed { entries, next }
+        }
+        sieve.finish()
     }
 
     fn reports(&self, sequence: Sequence) -> Vec<Report> {

@@ -52,26 +52,31 @@ pub use sqlite::SqliteStore;
 ///   repeat while no outcome has been reported for the newest event of that identity; after that it is a redelivery,
 ///   stored anew and marked, or refused if [`Redelivery::Drop`] is set. A repeat that comes before the first is
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
-/// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended takes no part in that: it stands beside what
-///   the sender sent, and neither makes a repeat of the sender's next nor lets it pass as a redelivery.
+/// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended, to whomever it is addressed, takes no part in
+///   that: it stands beside what the sender sent. Only the outcomes of what the sender sent decide about the sender's
+///   next; the copy's neither make a repeat of it nor let it pass as a redelivery. When retention has removed what the
+///   sender sent, its identity is forgotten, though a copy be there.
 /// - **Progress.** A client's cursor moves only by `acknowledge` and `seek`. Acknowledgements beyond the cursor are
 ///   kept until it has passed them or retention removes their event.
 /// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
 ///   outcomes with them. It follows an append, soon; it never stops one for long. The newest event stays unless it is
 ///   too old. Age counts from acceptance by this store.
-/// - **Patient.** When the disk is slower than what comes, `append`, `acknowledge` and `seek` wait, each kind in the
-///   order of its calls. A store bounds how many appends wait, and refuses those beyond; what the waiting ones hold in
-///   memory is bounded by whoever lets them in, such as the server's limit on bodies in flight. Acknowledgements and
-///   seeks are never refused: a client waits for one before it makes the next.
+/// - **Patient.** When the disk is slower than what comes, whatever changes the store waits, each kind in the order of
+///   its calls. A store bounds how many appends and redeliveries wait, and refuses those beyond; what the waiting ones
+///   hold in memory is bounded by whoever lets them in, such as the server's limit on bodies in flight. All else is
+///   never refused: a client waits for one acknowledgement before it makes the next.
+/// - **Recovering.** A full or broken disk fails what cannot be made durable, and nothing that was; reading goes on. It
+///   ends without a restart, and [`Statistics::writable`] shows it without anybody's asking for a write. Damage fails
+///   only what needs what is damaged: a read stops before it, and the next begins with [`StoreError::Damaged`].
 /// - **Cancel safe.** A dropped future leaves the store whole; what it asked for may still be done.
 #[async_trait]
 pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// Appends a webhook, or finds that it is there. Returns when it is durable; waits if the disk is behind.
     ///
     /// # Errors
-    /// [`StoreError::Overloaded`] if very many appends, thousands, are waiting already; [`StoreError::Full`] or
-    /// [`StoreError::Failed`] if it cannot be made durable; [`StoreError::Closed`]. On any error the webhook is not
-    /// accepted.
+    /// [`StoreError::Overloaded`] if very many appends, thousands, are waiting already; [`StoreError::Full`],
+    /// [`StoreError::Damaged`] or [`StoreError::Failed`] if it cannot be made durable; [`StoreError::Closed`]. On any
+    /// error the webhook is not accepted.
     async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError>;
 
     /// Reads events after a sequence, in order, up to the limits and the head. An empty page whose `read_to` is not
@@ -79,7 +84,7 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// that nothing was selected so far: read on.
     ///
     /// # Errors
-    /// [`StoreError::Failed`], [`StoreError::Closed`].
+    /// [`StoreError::Damaged`], [`StoreError::Failed`], [`StoreError::Closed`].
     async fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Result<Page, StoreError>;
 
     /// The sequence of the newest durable event ever accepted, to wait on. It stays when retention removes the event.
@@ -266,7 +271,7 @@ pub enum WatchlistChange {
 }
 
 impl WatchlistChange {
-    /// The word for stores.
+    /// The word for stores and listings.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Added => "added",
@@ -279,14 +284,16 @@ impl FromStr for WatchlistChange {
     type Err = WatchlistChangeError;
 
     fn from_str(text: &str) -> Result<Self, WatchlistChangeError> {
-        let known = [Self::Added, Self::Removed].into_iter().find(|change| change.as_str() == text);
-        known.ok_or(WatchlistChangeError)
+        [Self::Added, Self::Removed]
+            .into_iter()
+            .find(|change| change.as_str() == text)
+            .ok_or(WatchlistChangeError)
     }
 }
 
-/// The text names no change.
+/// The text names no change of a watchlist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a pattern is added or removed")]
+#[error("it is added or removed")]
 pub struct WatchlistChangeError;
 
 /// What a store holds.

@@ -1,13 +1,16 @@
 //! Random operations on a store and on the simplest thing that could be one: both must say the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{Acknowledgement, Appended, EventStore, MemoryStore, Options, ReadLimit, Redelivery, Report};
+use super::{
+    Acknowledgement, Appended, Entry, EventStore, Fate, FateFilter, Listing, MemoryStore, Options, Order,
+    ReadLimit, Redelivery, Report,
+};
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::subscription::Progress;
@@ -22,6 +25,8 @@ enum Step {
     Seek { client: u8, cursor: usize },
     Read { after: usize, repository: Option<bool>, events: usize, bytes: u64 },
     Before { time: u64 },
+    Redeliver { event: usize, address: Address },
+    List { first: usize, last: usize, listing: Listing },
     Reopen,
 }
 
@@ -32,11 +37,48 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (client.clone(), proptest::collection::vec((place.clone(), any::<bool>()), 0..3), place.clone())
             .prop_map(|(client, events, cursor)| Step::Acknowledge { client, events, cursor }),
         1 => (client, place.clone()).prop_map(|(client, cursor)| Step::Seek { client, cursor }),
-        4 => (place, any::<Option<bool>>(), 0..6usize, 0..8000u64)
+        4 => (place.clone(), any::<Option<bool>>(), 0..6usize, 0..8000u64)
             .prop_map(|(after, repository, events, bytes)| Step::Read { after, repository, events, bytes }),
         1 => (0..9u64).prop_map(|time| Step::Before { time }),
+        2 => (place.clone(), address()).prop_map(|(event, address)| Step::Redeliver { event, address }),
+        3 => (place.clone(), place.clone(), listing())
+            .prop_map(|(first, last, listing)| Step::List { first, last, listing }),
         1 => Just(Step::Reopen),
     ]
+}
+
+fn address() -> impl Strategy<Value = Address> {
+    (proptest::option::of(0..3u8), proptest::option::of(0..3u32))
+        .prop_map(|(only, at)| Address { client: only.map(client), target: at.map(|at| target(at).into()) })
+}
+
+/// A listing of everywhere; where it begins and ends is set when the log is known.
+fn listing() -> impl Strategy<Value = Listing> {
+    let fates =
+        prop_oneof![Just(Fate::Pending), Just(Fate::Delivered), Just(Fate::DeadLetter), Just(Fate::Filtered)];
+    let fate =
+        (fates, address()).prop_map(|(fate, at)| FateFilter { fate, client: at.client, target: at.target });
+    let numbers = (proptest::option::weighted(0.2, 0..8u64), proptest::option::weighted(0.2, 0..9u64));
+    (numbers, proptest::option::of(fate), any::<Option<bool>>(), any::<bool>(), 0..6usize).prop_map(
+        |((delivery, since), fate, even, oldest, limit)| Listing {
+            filter: filter(even),
+            delivery_id: delivery.map(|number| webhook(number, 0).facts.delivery_id),
+            received_since: since.map(|number| webhook(number, 0).facts.received_at),
+            fate,
+            order: if oldest { Order::OldestFirst } else { Order::NewestFirst },
+            limit,
+            ..Listing::default()
+        },
+    )
+}
+
+fn filter(even: Option<bool>) -> Filter {
+    let repositories = even.map(|even| repository(even).parse().unwrap()).into_iter().collect();
+    Filter { repositories, events: Vec::new() }
+}
+
+fn target(number: u32) -> &'static str {
+    ["argo", "jenkins", "shell"][number as usize % 3]
 }
 
 fn client(number: u8) -> ClientId {
@@ -52,9 +94,10 @@ fn webhook(number: u64, size: usize) -> Webhook {
 }
 
 fn outcome(attempts: u32) -> Outcome {
+    let results = [OutcomeResult::Failed, OutcomeResult::Delivered, OutcomeResult::Filtered];
     Outcome {
-        target: "jenkins".to_owned(),
-        result: OutcomeResult::Failed,
+        target: target(attempts).to_owned(),
+        result: results[attempts as usize / 3 % 4 % 3],
         code: None,
         attempts,
         duration: Duration::from_nanos(attempts.into()),
@@ -67,7 +110,10 @@ fn outcome(attempts: u32) -> Outcome {
 #[derive(Debug, Default)]
 struct Model {
     events: Vec<Arc<Event>>,
-    outcomes: BTreeMap<(Sequence, u8), Outcome>,
+    /// Those that an operator made.
+    copies: BTreeSet<Sequence>,
+    /// By event, client and target.
+    outcomes: BTreeMap<(Sequence, u8, String), Report>,
     progress: BTreeMap<u8, Progress>,
     reports: u32,
 }
@@ -86,20 +132,31 @@ impl Model {
 
     /// The repeated event, or whether it is a redelivery.
     fn known(&self, webhook: &Webhook, redelivery: Redelivery) -> Result<bool, Sequence> {
-        let same = |event: &&Arc<Event>| event.webhook.facts.identity() == webhook.facts.identity();
+        let same = |event: &&Arc<Event>| {
+            event.webhook.facts.identity() == webhook.facts.identity()
+                && !self.copies.contains(&event.sequence)
+        };
         let Some(newest) = self.events.iter().rev().find(same) else { return Ok(false) };
-        let delivered = self.outcomes.keys().any(|(sequence, _)| *sequence == newest.sequence);
+        let delivered = !self.reports(newest.sequence).is_empty();
         if delivered && redelivery == Redelivery::Deliver { Ok(true) } else { Err(newest.sequence) }
     }
 
-    fn acknowledge(&mut self, client: u8, acknowledgements: &[Acknowledgement], cursor: Sequence) {
-        let progress = self.progress.entry(client).or_default();
+    fn reports(&self, sequence: Sequence) -> Vec<Report> {
+        let of_it = self.outcomes.iter().filter(|((event, ..), _)| *event == sequence);
+        of_it.map(|(_, report)| report.clone()).collect()
+    }
+
+    fn acknowledge(&mut self, number: u8, acknowledgements: &[Acknowledgement], cursor: Sequence) {
+        let progress = self.progress.entry(number).or_default();
         progress.cursor = progress.cursor.max(cursor);
         for Acknowledgement { sequence, outcomes } in acknowledgements {
             if self.events.iter().any(|event| event.sequence == *sequence) {
                 progress.ahead.insert(*sequence);
                 for outcome in outcomes {
-                    self.outcomes.insert((*sequence, client), outcome.clone());
+                    let key = (*sequence, number, outcome.target.clone());
+                    let report =
+                        Report { client: client(number), outcome: outcome.clone(), redelivered_as: None };
+                    self.outcomes.insert(key, report);
                 }
             }
         }
@@ -168,8 +225,7 @@ impl Model {
             }
             Step::Read { after, repository: even, events, bytes } => {
                 let after = self.sequence(after);
-                let repositories = even.map(|even| repository(even).parse().unwrap()).into_iter().collect();
-                let filter = Filter { repositories, events: Vec::new() };
+                let filter = filter(even);
                 let limit = ReadLimit { events, bytes };
                 let page = store.read(after, &filter, limit).await.unwrap();
                 let rest = self.read(page.read_to, &filter, ReadLimit { events: 1, bytes: 0 });
@@ -181,7 +237,67 @@ impl Model {
                 let time = Timestamp::from_millis(1_700_000_000_000 + time);
                 prop_assert_eq!(store.before(time).await.unwrap(), self.before(time));
             }
+            Step::Redeliver { event, address } => {
+                let sequence = self.sequence(event);
+                let copy = store.redeliver(sequence, address.clone()).await.unwrap();
+                prop_assert_eq!(copy.is_some(), self.redeliver(sequence, address, copy));
+            }
+            Step::List { first, last, listing } => {
+                let (first, last) = (self.sequence(first), self.sequence(last));
+                self.list(store, &Listing { first, last, ..listing }).await?;
+            }
             Step::Reopen => {}
+        }
+        Ok(())
+    }
+
+    /// Does what a store did that gave the copy this sequence; whether there is anything to copy.
+    fn redeliver(&mut self, sequence: Sequence, address: Address, copy: Option<Sequence>) -> bool {
+        let Some(event) = self.events.iter().find(|event| event.sequence == sequence).cloned() else {
+            return false;
+        };
+        let Some(copy) = copy.filter(|copy| *copy > self.head()) else { return false };
+        for ((of, ..), report) in &mut self.outcomes {
+            let here =
+                address.includes_client(&report.client) && address.includes_target(&report.outcome.target);
+            if *of == sequence && here && report.is_dead_letter() {
+                report.redelivered_as = Some(copy);
+            }
+        }
+        self.copies.insert(copy);
+        let webhook = event.webhook.clone();
+        self.events.push(Arc::new(Event { sequence: copy, redelivery: true, address, webhook }));
+        true
+    }
+
+    /// Compares one page, and what is said of the next.
+    async fn list(&self, store: &impl EventStore, listing: &Listing) -> Result<(), TestCaseError> {
+        let selected = |event: &&Arc<Event>| {
+            let facts = &event.webhook.facts;
+            event.sequence >= listing.first
+                && event.sequence <= listing.last
+                && listing.filter.matches(facts)
+                && listing.delivery_id.as_ref().is_none_or(|id| *id == facts.delivery_id)
+                && listing.received_since.is_none_or(|since| facts.received_at >= since)
+        };
+        let entries = self.events.iter().filter(selected);
+        let entries = entries.map(|event| Entry::new(event, self.reports(event.sequence)));
+        let mut entries: Vec<_> = entries
+            .filter(|entry| listing.fate.as_ref().is_none_or(|fate| fate.matches(&entry.reports)))
+            .collect();
+        if listing.order == Order::NewestFirst {
+            entries.reverse();
+        }
+        let rest = entries.split_off(listing.limit.max(1).min(entries.len()));
+        let page = store.list(listing).await.unwrap();
+        prop_assert_eq!(&page.entries, &entries);
+        if let Some(first) = rest.first() {
+            let next = page.next.expect("there is more");
+            let (last, first) = (entries.last().map(|entry| entry.sequence), first.sequence);
+            match listing.order {
+                Order::OldestFirst => prop_assert!(last < Some(next) && next <= first),
+                Order::NewestFirst => prop_assert!(last > Some(next) && next >= first),
+            }
         }
         Ok(())
     }
@@ -199,12 +315,10 @@ impl Model {
             );
         }
         for event in &self.events {
-            let expected = (0..2).filter_map(|number| {
-                let outcome = self.outcomes.get(&(event.sequence, number))?;
-                Some(Report { client: client(number), outcome: outcome.clone(), redelivered_as: None })
-            });
-            prop_assert_eq!(store.reports(event.sequence).await.unwrap(), expected.collect::<Vec<_>>());
+            prop_assert_eq!(store.reports(event.sequence).await.unwrap(), self.reports(event.sequence));
         }
+        let cursors = self.progress.iter().map(|(number, progress)| (client(*number), progress.cursor));
+        prop_assert_eq!(store.cursors().await.unwrap(), cursors.collect::<Vec<_>>());
         let statistics = store.statistics().await.unwrap();
         prop_assert_eq!(statistics.events, self.events.len() as u64);
         prop_assert_eq!(statistics.bytes, self.events.iter().map(|event| event.webhook.size()).sum::<u64>());

@@ -66,17 +66,6 @@ impl Tail {
         }
     }
 
-    /// Notes that the log grew by an event that is not held, nor what was before it: as if all were evicted.
-    #[cfg_attr(
-        not(feature = "sqlite"),
-        expect(dead_code, reason = "only the durable store has a log apart from it")
-    )]
-    pub(super) fn pass(&mut self, sequence: Sequence) {
-        self.events.clear();
-        self.bytes = 0;
-        (self.floor, self.head) = (sequence, sequence);
-    }
-
     /// Removes the oldest event because the store did.
     pub(super) fn remove_first(&mut self) -> Option<Arc<Event>> {
         let event = self.pop()?;
@@ -127,6 +116,17 @@ impl Tail {
     /// The events held, oldest first.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
         self.events.iter()
+    }
+
+    /// The events held from `first` to `last`, both included.
+    pub(super) fn range(
+        &self,
+        first: Sequence,
+        last: Sequence,
+    ) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
+        let start = self.events.partition_point(|event| event.sequence < first);
+        let end = self.events.partition_point(|event| event.sequence <= last);
+        self.events.range(start.min(end)..end)
     }
 
     /// The event, if it is held.

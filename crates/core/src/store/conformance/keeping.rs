@@ -1,9 +1,10 @@
 //! Retention, totals, the end.
 
-use super::{ALL, acknowledgement, append, client, fill, read_all, sequences_after, until_holds};
-use crate::event::{Sequence, Timestamp};
+use super::{ALL, HELLO, acknowledgement, append, client, fill, read_all, sequences_after, until_holds};
+use crate::event::{Address, Sequence, Timestamp};
 use crate::filter::Filter;
-use crate::store::{Appended, EventStore, StoreError};
+use crate::repository::RepositoryPattern;
+use crate::store::{Appended, EventStore, Listing, ReadLimit, Statistics, StoreError};
 use crate::testing;
 
 /// The store keeps three events.
@@ -12,7 +13,7 @@ pub(super) async fn by_count(store: &impl EventStore) {
     until_holds(store, 3).await;
     assert_eq!(sequences_after(store, Sequence::ZERO).await, all[7..], "the oldest go first");
     let statistics = store.statistics().await.expect("the statistics");
-    assert_eq!((statistics.first, statistics.head), (all[7], all[9]));
+    assert_eq!((statistics.first, statistics.head, statistics.removed), (all[7], all[9], 7));
 }
 
 /// The store keeps 5,000 bytes, and one webhook has a good thousand.
@@ -72,15 +73,34 @@ pub(super) async fn forgets_all_about_a_removed_event(store: &impl EventStore) {
     );
 }
 
+/// The store keeps three events. Whoever reads can tell what was removed before they came to it.
+pub(super) async fn says_what_was_removed(store: &impl EventStore) {
+    let read = async |after| {
+        let limit = ReadLimit { events: 1, bytes: u64::MAX };
+        store.read(after, &Filter::default(), limit).await.expect("the read")
+    };
+    let all = fill(store, 0..3).await;
+    assert!(read(Sequence::ZERO).await.removed_to < all[0], "nothing yet");
+    let more = fill(store, 3..8).await;
+    until_holds(store, 3).await;
+    for after in [Sequence::ZERO, all[0], more[1], more[2], more[4]] {
+        let removed_to = read(after).await.removed_to;
+        assert!((more[1]..more[2]).contains(&removed_to), "after {after}: {removed_to}");
+    }
+    let page = read(Sequence::ZERO).await;
+    assert_eq!(page.events[0].sequence, more[2], "the read goes on with what is there");
+}
+
 pub(super) async fn counts_what_it_holds(store: &impl EventStore) {
     let empty = store.statistics().await.expect("the statistics");
-    assert_eq!((empty.events, empty.bytes, empty.head, empty.writable), (0, 0, Sequence::ZERO, true));
+    assert_eq!(Statistics { disk_bytes: 0, ..empty }, Statistics { writable: true, ..Statistics::default() });
     let all = fill(store, [0, 1, 1, 2]).await;
     let events = read_all(store, Sequence::ZERO, &Filter::default()).await;
     let statistics = store.statistics().await.expect("the statistics");
     assert_eq!(statistics.events, 3);
     assert_eq!(statistics.bytes, events.iter().map(|event| event.webhook.size()).sum::<u64>());
     assert_eq!((statistics.first, statistics.head), (all[0], all[3]));
+    assert_eq!((statistics.removed, statistics.writable), (0, true));
 }
 
 pub(super) async fn closes(store: &impl EventStore) {
@@ -95,12 +115,17 @@ pub(super) async fn closes(store: &impl EventStore) {
     let name = client("a");
     let closed =
         |result: Result<(), StoreError>| assert!(matches!(result, Err(StoreError::Closed)), "{result:?}");
-    closed(store.append(testing::webhook(1, super::HELLO, 1)).await.map(drop));
+    closed(store.append(testing::webhook(1, HELLO, 1)).await.map(drop));
     closed(store.read(Sequence::ZERO, &Filter::default(), ALL).await.map(drop));
     closed(store.before(Timestamp::default()).await.map(drop));
     closed(store.progress(&name).await.map(drop));
     closed(store.seek(&name, sequence).await);
     closed(store.acknowledge(&name, Vec::new(), sequence).await);
     closed(store.reports(sequence).await.map(drop));
+    closed(store.list(&Listing::default()).await.map(drop));
+    closed(store.redeliver(sequence, Address::default()).await.map(drop));
+    closed(store.cursors().await.map(drop));
+    closed(store.watchlist_changes().await.map(drop));
+    closed(store.change_watchlist(&RepositoryPattern::All, None).await);
     closed(store.statistics().await.map(drop));
 }

@@ -97,3 +97,18 @@ pub(super) async fn a_second_report_replaces_the_first(store: &impl EventStore) 
     }
     assert_eq!(store.reports(all[0]).await.expect("the reports"), [report("a", second)]);
 }
+
+/// A cursor passes events that a subscription does not select, which nobody acknowledges.
+pub(super) async fn passes_over_events_without_acknowledging(store: &impl EventStore) {
+    let all = fill(store, 0..5).await;
+    acknowledge(store, "a", &[], all[1]).await;
+    assert_eq!(progress(store, "a").await, at(all[1], &[]), "a client without a cursor gets one");
+    acknowledge(store, "a", &[all[2], all[4]], all[1]).await;
+    acknowledge(store, "a", &[], all[3]).await;
+    assert_eq!(progress(store, "a").await, at(all[3], &[all[4]]));
+    acknowledge(store, "a", &[], all[0]).await;
+    assert_eq!(progress(store, "a").await, at(all[3], &[all[4]]), "it never moves back");
+    for passed in [all[0], all[1], all[3]] {
+        assert_eq!(store.reports(passed).await.expect("the reports"), [], "nothing is said of {passed}");
+    }
+}

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::task::JoinSet;
-
-use super::{ALL, HELLO, append, append_to, fill, filter, read_all};
+use super::{ALL, HELLO, append, append_hay, append_to, fill, filter, read_all};
 use crate::event::{Sequence, Timestamp};
 use crate::filter::Filter;
 use crate::store::{EventStore, Page, ReadLimit};
-use crate::testing;
 
 async fn read(store: &impl EventStore, after: Sequence, filter: &Filter, events: usize, bytes: u64) -> Page {
     store.read(after, filter, ReadLimit { events, bytes }).await.expect("the read")
@@ -77,18 +74,7 @@ pub(super) async fn selects_and_says_how_far_it_read(store: &impl EventStore) {
 /// However a store bounds one read, reading on finds the needle.
 pub(super) async fn passes_over_what_is_not_selected<S: EventStore>(store: Arc<S>) {
     const HAY: u64 = 9_000;
-    let mut number = 0;
-    while number < HAY {
-        let mut appends = JoinSet::new();
-        for _ in 0..250 {
-            number += 1;
-            let store = Arc::clone(&store);
-            appends.spawn(async move { store.append(testing::webhook(number, "octo/hay", 1)).await });
-        }
-        for appended in appends.join_all().await {
-            appended.expect("the append");
-        }
-    }
+    append_hay(&store, HAY).await;
     let needle = append_to(&*store, HAY + 1, HELLO).await.sequence();
     append_to(&*store, HAY + 2, "octo/hay").await;
     let found = read_all(&*store, Sequence::ZERO, &filter(HELLO)).await;

@@ -17,7 +17,7 @@ use crate::store::Report;
 use crate::target::Outcome;
 
 /// The columns of `events` from which an [`Event`](crate::event::Event) is made, in the order that [`facts`] expects.
-pub(super) const FACTS: &str = "sequence, size, redelivery, source, hook_id, delivery_id, event, action, \
+pub(super) const FACTS: &str = "events.sequence, size, redelivery, source, hook_id, delivery_id, event, action, \
      repository_id, repository_name, owner, installation_id, received_at, for_client, for_target";
 
 /// The columns of `outcomes` that [`report`] reads, in their order.
@@ -28,21 +28,13 @@ pub(super) const OUTCOME: &str =
 pub(super) fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
     let boxed = |at| row.get::<_, Option<Box<str>>>(at);
     let id = |at| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(at)?.map(i64::cast_unsigned));
-    let hook_id = match row.get_ref(4)?.as_str_or_null().map_err(|error| invalid(4, error))? {
-        Some(text) => Some(parsed(4, text)?),
-        None => None,
-    };
-    let repository_name = match row.get_ref(9)?.as_str_or_null().map_err(|error| invalid(9, error))? {
-        Some(text) => Some(parsed(9, text)?),
-        None => None,
-    };
     Ok(Facts {
         source: text(row, 3)?,
-        hook_id,
+        hook_id: optional(row, 4)?,
         delivery_id: text(row, 5)?,
         event_type: EventType { name: row.get(6)?, action: boxed(7)? },
         repository_id: id(8)?.map(RepositoryId),
-        repository_name,
+        repository_name: optional(row, 9)?,
         owner: boxed(10)?,
         installation_id: id(11)?,
         received_at: Timestamp::from_millis(number(row, 12)?),
@@ -51,14 +43,10 @@ pub(super) fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
 
 /// For whom the event of a row with the columns [`FACTS`] is.
 pub(super) fn address(row: &Row<'_>) -> rusqlite::Result<Address> {
-    let client = match row.get_ref(13)?.as_str_or_null().map_err(|error| invalid(13, error))? {
-        Some(text) => Some(parsed(13, text)?),
-        None => None,
-    };
-    Ok(Address { client, target: row.get(14)? })
+    Ok(Address { client: optional(row, 13)?, target: row.get(14)? })
 }
 
-/// What a row with the columns [`OUTCOME`] reports.
+/// What was reported in a row with the columns [`OUTCOME`].
 pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
     let outcome = Outcome {
         target: row.get(1)?,
@@ -69,7 +57,8 @@ pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
         at: Timestamp::from_millis(number(row, 6)?),
         detail: row.get(7)?,
     };
-    let redelivered_as = row.get::<_, Option<i64>>(8)?.map(|number| Sequence::new(number.unsigned_abs()));
+    let redelivered_as: Option<i64> = row.get(8)?;
+    let redelivered_as = redelivered_as.map(|sequence| Sequence::new(sequence.unsigned_abs()));
     Ok(Report { client: text(row, 0)?, outcome, redelivered_as })
 }
 
@@ -144,7 +133,15 @@ fn decode_part<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], HeaderBlobError> {
     Err(HeaderBlobError)
 }
 
-/// What the text in a column means.
+fn optional<T: FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text = row.get_ref(at)?.as_str_or_null().map_err(|error| invalid(at, error))?;
+    text.map(|text| parsed(at, text)).transpose()
+}
+
+/// The text in a column, as what it stands for.
 pub(super) fn text<T: FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,

@@ -12,19 +12,20 @@
 //! # Threads
 //!
 //! ```text
-//! append, acknowledge, seek ─► room ─► queue ─► writer thread: one transaction per group ─► commit (sync)
-//!                                                   │                                         │
-//!                                     between groups: retention               tail, head, then the answers
+//! append, redeliver, acknowledge, seek ─► room ─► queue ─► writer thread: one transaction per group ─► commit (sync)
+//!                                                             │                                         │
+//!                                               between groups: retention               tail, head, then the answers
 //!
 //! read ─► tail, if it reaches back far enough
-//!      └► one of two read connections, on tokio's blocking pool
+//!      └► one of two read connections, on tokio's blocking pool; so does whatever an operator lists
 //! ```
 //!
 //! The writer takes whatever waits, at most [`writer::GROUP_REQUESTS`], so a group is as large as the disk is slow.
 //! Waiting for a group to fill would gain nothing. Requests see each other in the transaction, which makes a repeat
 //! within a group an ordinary repeat. A request that fails by itself must not fail the others: the group is rolled
 //! back and its requests are tried again one by one, so nothing is paid for that while all goes well. A full or
-//! broken disk fails the group; the writer tries again with the next one and needs no restart.
+//! broken disk fails the group; the writer tries again with the next one, or by itself when none comes, and needs no
+//! restart: see [`outage`].
 //!
 //! # Layout
 //!
@@ -38,11 +39,12 @@
 //! SQLite replays its log by itself. A new database is made under another name and renamed when it is complete, so
 //! an `events.db` that is empty or has no tables is never a store that was interrupted at birth: it is damaged, and
 //! is refused rather than begun anew. The folders above it are durable before it has its name. The store does not scan
-//! at open; damage inside a page is found when it is read.
+//! at open; damage inside a page is found when it is read. It fails what needs that page, and nothing else.
 
+mod catalog;
 mod codec;
 mod folder;
-mod listing;
+mod outage;
 mod queue;
 mod reader;
 mod retention;
@@ -97,21 +99,34 @@ struct Shared {
     database: PathBuf,
     tail: RwLock<Tail>,
     statistics: Mutex<Statistics>,
-    /// Whether the last write was durable.
-    writable: AtomicBool,
+    /// Whether damage was found, so that it is logged once.
+    damaged: AtomicBool,
 }
 
 impl Shared {
     fn statistics(&self) -> Statistics {
-        let writable = self.writable.load(Ordering::Acquire);
-        Statistics { writable, ..*self.statistics.lock().unwrap_or_else(PoisonError::into_inner) }
+        *self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the database, its log, and what its connections share.
-    fn disk_bytes(&self) -> u64 {
-        let length =
-            |suffix| std::fs::metadata(schema::sibling(&self.database, suffix)).map_or(0, |file| file.len());
-        ["", "-wal", "-shm"].map(length).iter().sum()
+    /// What an error of SQLite means for whoever asked. Damage is logged when it is found first.
+    fn failure(&self, error: rusqlite::Error) -> StoreError {
+        // The file beside the database in which its connections meet (-shm) grows too, and has its own code for that.
+        const IOERR_SHMSIZE: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+        let path = self.database.display().to_string();
+        let full = error
+            .sqlite_error()
+            .is_some_and(|code| code.code == ErrorCode::DiskFull || code.extended_code == IOERR_SHMSIZE);
+        if full {
+            return StoreError::Full { path };
+        }
+        if !is_damage(&error) {
+            return StoreError::Failed(Arc::new(error));
+        }
+        let error = StoreError::Damaged { path, reason: error.to_string() };
+        if !self.damaged.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "the store is damaged; what can be read of it is served");
+        }
+        error
     }
 }
 
@@ -134,7 +149,7 @@ impl SqliteStore {
             database: database.clone(),
             tail: RwLock::new(Tail::new(statistics.head, statistics.removed_to(), TAIL)),
             statistics: Mutex::new(statistics),
-            writable: AtomicBool::new(true),
+            damaged: AtomicBool::new(false),
         });
         let (head_sender, head) = watch::channel(statistics.head);
         let (end_sender, ended) = watch::channel(());
@@ -155,8 +170,8 @@ impl SqliteStore {
             })?;
         Ok(Self {
             id,
+            readers: Readers::new(Arc::clone(&shared)),
             shared,
-            readers: Readers::new(database),
             queue,
             thread: Mutex::new(Some(thread)),
             head,
@@ -249,12 +264,16 @@ impl EventStore for SqliteStore {
 
     async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
         self.check_open()?;
-        let (listing, head) = (listing.clone(), *self.head.borrow());
-        self.readers.run(move |connection| listing::page(connection, &listing, head)).await
+        let (head, listing) = (*self.head.borrow(), listing.clone());
+        self.readers.run(move |connection| catalog::list(connection, &listing, head)).await
     }
 
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
-        self.write(|answer| Task::Redeliver { sequence, address, answer }).await
+        self.check_open()?;
+        // The writer reads the event, when there is room for it: until then only its size is known.
+        let size = self.readers.run(move |connection| reader::size(connection, sequence)).await?;
+        let Some(size) = size else { return Ok(None) };
+        self.write(|answer| Task::Redeliver { sequence, address, size, answer }).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
@@ -282,7 +301,11 @@ impl EventStore for SqliteStore {
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {
         self.check_open()?;
-        Ok(Statistics { disk_bytes: self.shared.disk_bytes(), ..self.shared.statistics() })
+        let shared = Arc::clone(&self.shared);
+        // The file system may be slow to answer, or hang.
+        let disk_bytes = tokio::task::spawn_blocking(move || schema::disk_bytes(&shared.database)).await;
+        let disk_bytes = disk_bytes.map_err(|error| StoreError::Failed(Arc::new(error)))?;
+        Ok(Statistics { disk_bytes, ..self.shared.statistics() })
     }
 
     async fn close(&self) {
@@ -312,30 +335,16 @@ impl fmt::Debug for SqliteStore {
     }
 }
 
-/// What an error of SQLite means for whoever asked.
-fn failure(database: &Path, error: rusqlite::Error) -> StoreError {
-    // The file beside the database in which its connections meet (-shm) grows too, and has its own code for that.
-    const IOERR_SHMSIZE: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
-    match error.sqlite_error() {
-        Some(code) if code.code == ErrorCode::DiskFull || code.extended_code == IOERR_SHMSIZE => {
-            StoreError::Full { path: database.display().to_string() }
-        }
-        _ if is_damage(&error) => {
-            StoreError::Damaged { path: database.display().to_string(), reason: error.to_string() }
-        }
-        _ => StoreError::Failed(Arc::new(error)),
-    }
-}
-
-/// Whether what is in the database cannot be: SQLite finds its file damaged, or a value is not what was written.
+/// Whether the error comes from what is in the file: SQLite cannot make sense of a page, or this store of a row.
 fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error;
-    match error {
-        Error::FromSqlConversionFailure(..)
-        | Error::IntegralValueOutOfRange(..)
-        | Error::InvalidColumnType(..)
-        | Error::BlobSizeError
-        | Error::QueryReturnedNoRows => true,
-        _ => matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),
-    }
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        || matches!(
+            error,
+            Error::FromSqlConversionFailure(..)
+                | Error::InvalidColumnType(..)
+                | Error::IntegralValueOutOfRange(..)
+                | Error::BlobSizeError
+                | Error::QueryReturnedNoRows
+        )
 }

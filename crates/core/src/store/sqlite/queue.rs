@@ -1,7 +1,7 @@
 //! The queue before the writer, bounded by requests and by bytes: what does not fit waits in front of it, first come,
 //! first served, and what is in it will be done.
 //!
-//! There is one room for appends and one for acknowledgements and seeks, so that these, which let subscribers go on,
+//! There is one room for appends and redeliveries and one for everything else, so that acknowledgements and seeks, which let subscribers go on,
 //! never stand behind a burst of large webhooks. Behind the two rooms is one queue in the order of entry. Room is held
 //! until the answer is given: what the writer is working on still counts.
 
@@ -21,7 +21,7 @@ use crate::store::{Acknowledgement, Appended, StoreError, WatchlistChange};
 const APPEND_BYTES: u32 = 8 << 20;
 /// What a webhook takes of that at least, which bounds their number as well: to 1024.
 const APPEND_LEAST: u32 = 8 << 10;
-/// How many acknowledgements and seeks may be queued or in the group that is written.
+/// How many acknowledgements, seeks and changes may be queued or in the group that is written.
 const PROGRESS_REQUESTS: usize = 1024;
 /// How many appends may wait for room. Above that the disk is not keeping up and the sender must hear of it.
 pub(super) const WAITING_APPENDS: usize = 4096;
@@ -37,6 +37,17 @@ pub(super) enum Task {
         webhook: Box<Webhook>,
         /// Where the result goes.
         answer: Answer<Appended>,
+    },
+    /// [`EventStore::redeliver`](crate::store::EventStore::redeliver).
+    Redeliver {
+        /// Which event.
+        sequence: Sequence,
+        /// For whom.
+        address: Address,
+        /// Bytes of its headers and body, which the writer takes into memory.
+        size: u64,
+        /// Where the result goes.
+        answer: Answer<Option<Sequence>>,
     },
     /// [`EventStore::acknowledge`](crate::store::EventStore::acknowledge).
     Acknowledge {
@@ -58,20 +69,11 @@ pub(super) enum Task {
         /// Where the result goes.
         answer: Answer<()>,
     },
-    /// [`EventStore::redeliver`](crate::store::EventStore::redeliver).
-    Redeliver {
-        /// Which event.
-        sequence: Sequence,
-        /// To whom.
-        address: Address,
-        /// Where the result goes.
-        answer: Answer<Option<Sequence>>,
-    },
     /// [`EventStore::change_watchlist`](crate::store::EventStore::change_watchlist).
     ChangeWatchlist {
-        /// What.
+        /// Which pattern.
         pattern: RepositoryPattern,
-        /// How.
+        /// What is kept of it.
         change: Option<WatchlistChange>,
         /// Where the result goes.
         answer: Answer<()>,
@@ -91,6 +93,7 @@ impl Task {
     fn weight(&self) -> u64 {
         match self {
             Self::Append { webhook, .. } => webhook.size(),
+            Self::Redeliver { size, .. } => *size,
             Self::Acknowledge { acknowledgements, .. } => {
                 let outcomes = acknowledgements.iter().flat_map(|ack| &ack.outcomes);
                 outcomes.map(|outcome| (128 + outcome.target.len() + outcome.detail.len()) as u64).sum()
@@ -170,7 +173,7 @@ impl Queue {
         let (answer, result) = oneshot::channel();
         let task = task(answer);
         let bytes = task.weight();
-        let appends = matches!(task, Task::Append { .. });
+        let appends = matches!(task, Task::Append { .. } | Task::Redeliver { .. });
         let room = if appends { self.room_to_append(bytes).await? } else { self.room_for_progress().await? };
         let request = Request { task, weight: Weight { bytes, _room: room } };
         let sender = self.sender.read().unwrap_or_else(PoisonError::into_inner);

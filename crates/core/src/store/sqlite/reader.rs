@@ -1,13 +1,13 @@
 //! Reading from the disk: two connections, each used by one task at a time on tokio's blocking pool.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rusqlite::{Connection, MAIN_DB, OptionalExtension, params};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension, Rows, params};
 use tokio::sync::Semaphore;
 
-use super::{codec, failure, schema};
+use super::{Shared, codec, schema};
 use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::repository::RepositoryPattern;
@@ -21,7 +21,7 @@ const CONNECTIONS: usize = 2;
 /// The read connections.
 #[derive(Debug)]
 pub(super) struct Readers {
-    database: Arc<PathBuf>,
+    shared: Arc<Shared>,
     permits: Arc<Semaphore>,
     /// Connections that are open and free. They are opened when first needed.
     idle: Arc<Mutex<Vec<Connection>>>,
@@ -29,9 +29,9 @@ pub(super) struct Readers {
 
 impl Readers {
     /// No connection yet.
-    pub(super) fn new(database: PathBuf) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            database: Arc::new(database),
+            shared,
             permits: Arc::new(Semaphore::new(CONNECTIONS)),
             idle: Arc::new(Mutex::new(Vec::new())),
         }
@@ -43,19 +43,19 @@ impl Readers {
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let (database, idle) = (Arc::clone(&self.database), Arc::clone(&self.idle));
+        let (shared, idle) = (Arc::clone(&self.shared), Arc::clone(&self.idle));
         let task = tokio::task::spawn_blocking(move || {
             // A dropped future does not stop the read: the permit goes with it, so that the bound holds.
             let _permit = permit;
             let free = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let connection = free.map_or_else(|| open(&database), Ok);
+            let connection = free.map_or_else(|| open(&shared.database), Ok);
             let result = connection.and_then(|connection| {
                 let result = read(&connection)?;
                 // After an error the connection is not used again: what is wrong with it is not known.
                 idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
                 Ok(result)
             });
-            result.map_err(|error| failure(&database, error))
+            result.map_err(|error| shared.failure(error))
         });
         // It fails if it panicked, or if the runtime shuts down.
         task.await.map_err(|error| StoreError::Failed(Arc::new(error)))?
@@ -75,7 +75,7 @@ impl Readers {
     }
 }
 
-fn open(database: &std::path::Path) -> rusqlite::Result<Connection> {
+fn open(database: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(database, schema::flags())?;
     schema::configure(&connection, schema::READER_CACHE)?;
     connection.execute_batch("PRAGMA query_only = ON;")?;
@@ -93,28 +93,63 @@ pub(super) fn page(
     // One transaction: retention may remove an event between its two rows.
     let transaction = connection.unchecked_transaction()?;
     let mut scan = transaction.prepare_cached(&format!(
-        "SELECT {} FROM events WHERE sequence > ?1 AND sequence <= ?2 ORDER BY sequence",
+        "SELECT {} FROM events WHERE sequence > ?1 AND sequence <= ?2 ORDER BY events.sequence",
         codec::FACTS
     ))?;
     let mut rows = scan.query(params![codec::signed(after.get()), codec::signed(head.get())])?;
     let removed_to = schema::first(&transaction)?;
     let removed_to = if removed_to == Sequence::ZERO { head } else { removed_to.previous() };
     let mut gather = Gather::new(after, removed_to, limit);
-    while let Some(row) = rows.next()? {
-        let sequence = codec::sequence(row, 0)?;
-        let facts = codec::facts(row)?;
-        match gather.look(sequence, &facts, codec::number(row, 1)?, filter) {
-            Look::Stop => return Ok(gather.stop()),
-            Look::Pass => {}
-            Look::Take => {
-                let (headers, body) = payload(&transaction, sequence)?;
-                let webhook = Webhook { facts, headers, body };
-                let (redelivery, address) = (row.get(2)?, codec::address(row)?);
-                gather.take(Arc::new(Event { sequence, redelivery, address, webhook }));
-            }
+    let mut reached = after;
+    loop {
+        match look(&transaction, &mut rows, &mut gather, filter) {
+            Ok(Some((_, Look::Stop))) => return Ok(gather.stop()),
+            Ok(Some((sequence, _))) => reached = sequence,
+            Ok(None) => return Ok(gather.finish(head)),
+            // What lies before the damage is not withheld. Who reads on meets it first.
+            Err(_) if reached > after => return Ok(Page { read_to: reached, ..gather.stop() }),
+            Err(error) => return Err(error),
         }
     }
-    Ok(gather.finish(head))
+}
+
+/// Looks at the next event and takes it if it is to be; `None` at the end.
+fn look(
+    transaction: &Connection,
+    rows: &mut Rows<'_>,
+    gather: &mut Gather,
+    filter: &Filter,
+) -> rusqlite::Result<Option<(Sequence, Look)>> {
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let sequence = codec::sequence(row, 0)?;
+    let facts = codec::facts(row)?;
+    let look = gather.look(sequence, &facts, codec::number(row, 1)?, filter);
+    if look == Look::Take {
+        let (redelivery, address) = (row.get(2)?, codec::address(row)?);
+        let (headers, body) = payload(transaction, sequence)?;
+        let webhook = Webhook { facts, headers, body };
+        gather.take(Arc::new(Event { sequence, redelivery, address, webhook }));
+    }
+    Ok(Some((sequence, look)))
+}
+
+/// What was sent as this event, or nothing if it is not there.
+pub(super) fn webhook(connection: &Connection, sequence: Sequence) -> rusqlite::Result<Option<Webhook>> {
+    let facts = connection
+        .prepare_cached(&format!("SELECT {} FROM events WHERE sequence = ?1", codec::FACTS))?
+        .query_row([codec::signed(sequence.get())], codec::facts)
+        .optional()?;
+    let Some(facts) = facts else { return Ok(None) };
+    let (headers, body) = payload(connection, sequence)?;
+    Ok(Some(Webhook { facts, headers, body }))
+}
+
+/// Bytes of the event's headers and body, or nothing if it is not there.
+pub(super) fn size(connection: &Connection, sequence: Sequence) -> rusqlite::Result<Option<u64>> {
+    connection
+        .prepare_cached("SELECT size FROM events WHERE sequence = ?1")?
+        .query_row([codec::signed(sequence.get())], |row| codec::number(row, 0))
+        .optional()
 }
 
 fn payload(
@@ -169,13 +204,15 @@ pub(super) fn reports(connection: &Connection, sequence: Sequence) -> rusqlite::
         "SELECT {} FROM outcomes WHERE sequence = ?1 ORDER BY client, target",
         codec::OUTCOME
     ))?;
-    select.query_map([codec::signed(sequence.get())], codec::report)?.collect()
+    let reports = select.query_map([codec::signed(sequence.get())], codec::report)?;
+    reports.collect()
 }
 
-/// Every cursor.
+/// Every client with a cursor, and the cursor.
 pub(super) fn cursors(connection: &Connection) -> rusqlite::Result<Vec<(ClientId, Sequence)>> {
     let mut select = connection.prepare_cached("SELECT client, cursor FROM cursors ORDER BY client")?;
-    select.query_map((), |row| Ok((codec::text(row, 0)?, codec::sequence(row, 1)?)))?.collect()
+    let cursors = select.query_map((), |row| Ok((codec::text(row, 0)?, codec::sequence(row, 1)?)))?;
+    cursors.collect()
 }
 
 /// What was changed about the watchlist.
@@ -183,5 +220,6 @@ pub(super) fn watchlist_changes(
     connection: &Connection,
 ) -> rusqlite::Result<Vec<(RepositoryPattern, WatchlistChange)>> {
     let mut select = connection.prepare_cached("SELECT pattern, change FROM watchlist")?;
-    select.query_map((), |row| Ok((codec::text(row, 0)?, codec::text(row, 1)?)))?.collect()
+    let changes = select.query_map((), |row| Ok((codec::text(row, 0)?, codec::text(row, 1)?)))?;
+    changes.collect()
 }

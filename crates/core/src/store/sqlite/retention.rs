@@ -136,6 +136,11 @@ impl Upkeep {
         Ok(())
     }
 
+    /// Ends the pause after a failure: there is room again.
+    pub(super) fn resume(&mut self) {
+        self.not_before = None;
+    }
+
     fn paused(&self) -> Option<Duration> {
         let left = self.not_before?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
@@ -182,6 +187,7 @@ impl Writer {
             }
             Err(error) => {
                 self.upkeep.not_before = Some(Instant::now() + PAUSE);
+                let error = self.shared.failure(error);
                 tracing::warn!(%error, "the store cannot remove old events; it tries again");
                 None
             }
@@ -214,7 +220,6 @@ impl Writer {
                     break;
                 }
                 last = codec::sequence(row, 0)?;
-                position.removed += 1;
                 position.events = position.events.saturating_sub(1);
                 position.bytes = position.bytes.saturating_sub(codec::number(row, 1)?);
             }
@@ -230,6 +235,7 @@ impl Writer {
         }
         let oldest = oldest(&transaction)?;
         position.first = oldest.map_or(Sequence::ZERO, |(sequence, _)| sequence);
+        position.removed += held.events.saturating_sub(position.events);
         statements::store_position(&transaction, &position)?;
         transaction.commit()?;
 

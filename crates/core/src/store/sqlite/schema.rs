@@ -37,8 +37,10 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `payloads` and the tables about clients refer to events without a foreign key: retention always removes a
 ///   prefix of the log, which is one range in each of them.
 /// - `position` has one row; its `store` is the store's id.
-/// - An event with an `original` is an operator's redelivery of that one, for those it is addressed to.
-const MIGRATIONS: &[&str] = &[
+/// - `for_client` and `for_target` are the event's address. `original` is the event of which an operator made it, and
+///   null for what a sender sent: only that has an identity.
+/// - The indexes of dead letters hold only what is one now, so they cost nothing while all goes well.
+pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
         sequence        INTEGER PRIMARY KEY,
@@ -100,11 +102,15 @@ const MIGRATIONS: &[&str] = &[
     INSERT INTO position VALUES (1, 0, 0, 0, 0, random());
 ",
     "
-    ALTER TABLE events ADD COLUMN original INTEGER;
     ALTER TABLE events ADD COLUMN for_client TEXT;
     ALTER TABLE events ADD COLUMN for_target TEXT;
+    ALTER TABLE events ADD COLUMN original INTEGER;
+
     ALTER TABLE outcomes ADD COLUMN redelivered_as INTEGER;
-    CREATE INDEX dead_letters ON outcomes (sequence) WHERE result = 'failed' AND redelivered_as IS NULL;
+    CREATE INDEX dead_letters ON outcomes (sequence)
+        WHERE result = 'failed' AND redelivered_as IS NULL;
+    CREATE INDEX dead_letters_by_target ON outcomes (target, sequence)
+        WHERE result = 'failed' AND redelivered_as IS NULL;
 
     CREATE TABLE watchlist (
         pattern TEXT PRIMARY KEY,
@@ -159,9 +165,16 @@ pub(super) fn statistics(connection: &Connection) -> rusqlite::Result<Statistics
         bytes: bytes.unsigned_abs(),
         first: first(connection)?,
         head: sequence(head),
+        removed: 0,
+        disk_bytes: 0,
         writable: true,
-        ..Statistics::default()
     })
+}
+
+/// Bytes of the database's files.
+pub(super) fn disk_bytes(database: &Path) -> u64 {
+    let length = |suffix| std::fs::metadata(sibling(database, suffix)).map_or(0, |file| file.len());
+    ["", "-wal", "-shm"].into_iter().map(length).sum()
 }
 
 /// The store's id.

@@ -1,9 +1,9 @@
-//! What the writer does to the tables, one function per task. Each runs in the group's transaction.
+//! What the writer says to SQLite for each kind of request, within the transaction of its group.
 
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
-use super::codec;
-use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
+use super::{codec, reader};
+use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::repository::RepositoryPattern;
 use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistChange, beyond};
 
@@ -11,135 +11,133 @@ use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistC
 /// is nothing for the usual webhook, and 50 MB for the largest. The parts cost a second write of the same pages.
 const LARGE_BODY: usize = 1 << 20;
 
-/// Appends a webhook, or finds that it is there.
-pub(super) fn append(
-    transaction: &Transaction<'_>,
-    webhook: &Webhook,
-    position: &mut Statistics,
-    now: Timestamp,
-    redelivery: Redelivery,
-) -> rusqlite::Result<Appended> {
-    let facts = &webhook.facts;
-    let hook_id = facts.hook_id.as_ref().map(|id| id.as_str());
-    let newest: Option<(Sequence, bool)> = transaction
-        .prepare_cached(
-            "SELECT sequence, EXISTS (SELECT 1 FROM outcomes WHERE outcomes.sequence = events.sequence) \
-             FROM events WHERE delivery_id = ?1 AND hook_id IS ?2 AND source = ?3 AND original IS NULL \
-             ORDER BY sequence DESC LIMIT 1",
-        )?
-        .query_row(params![facts.delivery_id.as_str(), hook_id, facts.source.as_str()], |row| {
-            Ok((codec::sequence(row, 0)?, row.get(1)?))
-        })
-        .optional()?;
-    if let Some((sequence, delivered)) = newest
-        && (!delivered || redelivery == Redelivery::Drop)
-    {
-        return Ok(Appended::Repeat { sequence });
-    }
-    let (sequence, redelivery, size) = (position.head.next(), newest.is_some(), webhook.size());
-    transaction
-        .prepare_cached(
-            "INSERT INTO events (sequence, source, hook_id, delivery_id, event, action, repository_id, \
-             repository_name, owner, installation_id, received_at, accepted_at, redelivery, size) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
-        )?
-        .execute(params![
-            codec::signed(sequence.get()),
-            facts.source.as_str(),
-            hook_id,
-            facts.delivery_id.as_str(),
-            facts.event_type.name,
-            facts.event_type.action,
-            facts.repository_id.map(|id| id.0.cast_signed()),
-            facts.repository_name.as_ref().map(|name| name.as_str()),
-            facts.owner,
-            facts.installation_id.map(u64::cast_signed),
-            codec::signed(facts.received_at.as_millis()),
-            codec::signed(now.as_millis()),
-            redelivery,
-            codec::signed(size),
-        ])?;
-    insert_payload(transaction, sequence, webhook)?;
-    grow(position, sequence, size);
-    Ok(Appended::Stored { sequence, redelivery })
+/// What makes the log longer, in one transaction.
+pub(super) struct Batch<'a> {
+    /// The transaction.
+    pub(super) transaction: &'a Transaction<'a>,
+    /// What the store holds once it is committed; it is in the database only after [`store_position`].
+    pub(super) position: Statistics,
+    /// When the events are accepted.
+    pub(super) now: Timestamp,
 }
 
-fn insert_payload(
-    transaction: &Transaction<'_>,
-    sequence: Sequence,
-    webhook: &Webhook,
-) -> rusqlite::Result<()> {
-    let (row_id, headers) = (codec::signed(sequence.get()), codec::encode_headers(&webhook.headers));
-    let body = &*webhook.body;
-    if body.len() < LARGE_BODY {
-        let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, ?3)";
-        transaction.prepare_cached(statement)?.execute(params![row_id, headers, body])?;
-        return Ok(());
-    }
-    let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, zeroblob(?3))";
-    transaction.prepare_cached(statement)?.execute(params![
-        row_id,
-        headers,
-        codec::signed(body.len() as u64)
-    ])?;
-    let mut blob = transaction.blob_open(MAIN_DB, "payloads", "body", row_id, false)?;
-    for (at, part) in body.chunks(LARGE_BODY).enumerate() {
-        blob.write_all_at(part, at * LARGE_BODY)?;
-    }
-    blob.close()
+/// What is stored of an event beside what was sent.
+struct Marks<'a> {
+    redelivery: bool,
+    address: &'a Address,
+    /// The event of which an operator made this copy.
+    original: Option<Sequence>,
 }
 
-/// Appends a copy of an event for those it is addressed to, and marks the dead letters that it is a second try of.
-pub(super) fn redeliver(
-    transaction: &Transaction<'_>,
-    original: Sequence,
-    address: &Address,
-    position: &mut Statistics,
-    now: Timestamp,
-) -> rusqlite::Result<Option<Sequence>> {
-    let (old, new) = (codec::signed(original.get()), position.head.next());
-    let (client, target) = (address.client.as_ref().map(|client| client.as_str()), address.target.as_deref());
-    let size = transaction
-        .prepare_cached(
-            "INSERT INTO events (sequence, source, hook_id, delivery_id, event, action, repository_id, \
-             repository_name, owner, installation_id, received_at, size, accepted_at, redelivery, original, \
-             for_client, for_target) \
-             SELECT ?2, source, hook_id, delivery_id, event, action, repository_id, repository_name, owner, \
-             installation_id, received_at, size, ?3, 1, ?1, ?4, ?5 FROM events WHERE sequence = ?1 RETURNING size",
-        )?
-        .query_row(
-            params![old, codec::signed(new.get()), codec::signed(now.as_millis()), client, target],
-            |row| codec::number(row, 0),
-        )
-        .optional()?;
-    let Some(size) = size else { return Ok(None) };
-    transaction
-        .prepare_cached(
-            "INSERT INTO payloads (sequence, headers, body) \
-             SELECT ?2, headers, body FROM payloads WHERE sequence = ?1",
-        )?
-        .execute(params![old, codec::signed(new.get())])?;
-    transaction
-        .prepare_cached(
-            "UPDATE outcomes SET redelivered_as = ?2 WHERE sequence = ?1 AND result = 'failed' \
-             AND redelivered_as IS NULL AND client = coalesce(?3, client) AND target = coalesce(?4, target)",
-        )?
-        .execute(params![old, codec::signed(new.get()), client, target])?;
-    grow(position, new, size);
-    Ok(Some(new))
-}
-
-/// Counts a new event.
-fn grow(position: &mut Statistics, sequence: Sequence, size: u64) {
-    if position.events == 0 {
-        position.first = sequence;
+impl Batch<'_> {
+    /// Appends what a sender sent, unless it is a repeat.
+    pub(super) fn append(&mut self, webhook: &Webhook, redelivery: Redelivery) -> rusqlite::Result<Appended> {
+        let facts = &webhook.facts;
+        let hook_id = facts.hook_id.as_ref().map(|id| id.as_str());
+        let newest: Option<(Sequence, bool)> = self
+            .transaction
+            .prepare_cached(
+                "SELECT sequence, EXISTS (SELECT 1 FROM outcomes WHERE outcomes.sequence = events.sequence) \
+                 FROM events WHERE delivery_id = ?1 AND hook_id IS ?2 AND source = ?3 AND original IS NULL \
+                 ORDER BY sequence DESC LIMIT 1",
+            )?
+            .query_row(params![facts.delivery_id.as_str(), hook_id, facts.source.as_str()], |row| {
+                Ok((codec::sequence(row, 0)?, row.get(1)?))
+            })
+            .optional()?;
+        if let Some((sequence, delivered)) = newest
+            && (!delivered || redelivery == Redelivery::Drop)
+        {
+            return Ok(Appended::Repeat { sequence });
+        }
+        let redelivery = newest.is_some();
+        let marks = Marks { redelivery, address: &Address::default(), original: None };
+        let sequence = self.insert(webhook, &marks)?;
+        Ok(Appended::Stored { sequence, redelivery })
     }
-    position.head = sequence;
-    position.events += 1;
-    position.bytes += size;
+
+    /// Appends a stored event anew and marks the dead letters that it is a second try of; `None` if it is not there.
+    pub(super) fn redeliver(
+        &mut self,
+        sequence: Sequence,
+        address: &Address,
+    ) -> rusqlite::Result<Option<Event>> {
+        let Some(webhook) = reader::webhook(self.transaction, sequence)? else { return Ok(None) };
+        let marks = Marks { redelivery: true, address, original: Some(sequence) };
+        let new = self.insert(&webhook, &marks)?;
+        self.transaction
+            .prepare_cached(
+                "UPDATE outcomes SET redelivered_as = ?1 \
+                 WHERE sequence = ?2 AND result = 'failed' AND redelivered_as IS NULL \
+                 AND (?3 IS NULL OR client = ?3) AND (?4 IS NULL OR target = ?4)",
+            )?
+            .execute(params![
+                codec::signed(new.get()),
+                codec::signed(sequence.get()),
+                address.client.as_ref().map(ClientId::as_str),
+                address.target,
+            ])?;
+        Ok(Some(Event { sequence: new, redelivery: true, address: address.clone(), webhook }))
+    }
+
+    fn insert(&mut self, webhook: &Webhook, marks: &Marks<'_>) -> rusqlite::Result<Sequence> {
+        let (facts, size, sequence) = (&webhook.facts, webhook.size(), self.position.head.next());
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO events (sequence, source, hook_id, delivery_id, event, action, repository_id, \
+                 repository_name, owner, installation_id, received_at, accepted_at, redelivery, size, \
+                 for_client, for_target, original) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+            )?
+            .execute(params![
+                codec::signed(sequence.get()),
+                facts.source.as_str(),
+                facts.hook_id.as_ref().map(|id| id.as_str()),
+                facts.delivery_id.as_str(),
+                facts.event_type.name,
+                facts.event_type.action,
+                facts.repository_id.map(|id| id.0.cast_signed()),
+                facts.repository_name.as_ref().map(|name| name.as_str()),
+                facts.owner,
+                facts.installation_id.map(u64::cast_signed),
+                codec::signed(facts.received_at.as_millis()),
+                codec::signed(self.now.as_millis()),
+                marks.redelivery,
+                codec::signed(size),
+                marks.address.client.as_ref().map(ClientId::as_str),
+                marks.address.target,
+                marks.original.map(|original| codec::signed(original.get())),
+            ])?;
+        self.insert_payload(sequence, webhook)?;
+        if self.position.events == 0 {
+            self.position.first = sequence;
+        }
+        self.position.head = sequence;
+        self.position.events += 1;
+        self.position.bytes += size;
+        Ok(sequence)
+    }
+
+    fn insert_payload(&self, sequence: Sequence, webhook: &Webhook) -> rusqlite::Result<()> {
+        let (row_id, headers) = (codec::signed(sequence.get()), codec::encode_headers(&webhook.headers));
+        let body = &*webhook.body;
+        if body.len() < LARGE_BODY {
+            let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, ?3)";
+            self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, body])?;
+            return Ok(());
+        }
+        let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, zeroblob(?3))";
+        let length = codec::signed(body.len() as u64);
+        self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, length])?;
+        let mut blob = self.transaction.blob_open(MAIN_DB, "payloads", "body", row_id, false)?;
+        for (at, part) in body.chunks(LARGE_BODY).enumerate() {
+            blob.write_all_at(part, at * LARGE_BODY)?;
+        }
+        blob.close()
+    }
 }
 
-/// Stores outcomes and moves a cursor forwards.
+/// Stores outcomes and moves the cursor: see [`EventStore::acknowledge`](crate::store::EventStore::acknowledge).
 pub(super) fn acknowledge(
     transaction: &Transaction<'_>,
     client: &ClientId,
@@ -186,7 +184,7 @@ pub(super) fn acknowledge(
     Ok(())
 }
 
-/// Sets a cursor.
+/// Sets the cursor and forgets what was done ahead.
 pub(super) fn seek(
     transaction: &Transaction<'_>,
     client: &ClientId,
@@ -199,7 +197,19 @@ pub(super) fn seek(
     Ok(())
 }
 
-/// Keeps a change of the watchlist, or forgets it.
+/// Writes head and totals.
+pub(super) fn store_position(transaction: &Transaction<'_>, position: &Statistics) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE position SET head = ?1, events = ?2, bytes = ?3")?.execute(
+        params![
+            codec::signed(position.head.get()),
+            codec::signed(position.events),
+            codec::signed(position.bytes)
+        ],
+    )?;
+    Ok(())
+}
+
+/// Keeps or forgets a change of the watchlist.
 pub(super) fn change_watchlist(
     transaction: &Transaction<'_>,
     pattern: &RepositoryPattern,
@@ -212,17 +222,5 @@ pub(super) fn change_watchlist(
             .execute(params![pattern, change.as_str()])?,
         None => transaction.prepare_cached("DELETE FROM watchlist WHERE pattern = ?1")?.execute([pattern])?,
     };
-    Ok(())
-}
-
-/// Writes head and totals.
-pub(super) fn store_position(transaction: &Transaction<'_>, position: &Statistics) -> rusqlite::Result<()> {
-    transaction.prepare_cached("UPDATE position SET head = ?1, events = ?2, bytes = ?3")?.execute(
-        params![
-            codec::signed(position.head.get()),
-            codec::signed(position.events),
-            codec::signed(position.bytes)
-        ],
-    )?;
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! What only a store on a disk can be asked: reopening, refusing, running out of room.
 
-mod faults;
+mod damage;
+mod full;
+mod large;
+mod upgrading;
 mod waiting;
 
 use std::path::Path;
@@ -13,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::store::{Acknowledgement, Retention, conformance};
+use crate::store::{Acknowledgement, Fate, FateFilter, Retention, conformance};
 use crate::target::{Outcome, OutcomeResult};
 use crate::testing;
 
@@ -67,6 +70,13 @@ async fn sequences(store: &SqliteStore) -> Vec<u64> {
     page.events.iter().map(|event| event.sequence.get()).collect()
 }
 
+/// What the store holds, whatever its files take for it.
+async fn holds(store: &SqliteStore) -> Statistics {
+    let statistics = store.statistics().await.unwrap();
+    assert!(statistics.disk_bytes > 0 && statistics.writable);
+    Statistics { disk_bytes: 0, ..statistics }
+}
+
 /// Queues an append and does not wait for it.
 async fn queue_append(store: &SqliteStore, number: u64, size: usize) -> oneshot::Receiver<Answered> {
     let webhook = Box::new(testing::webhook(number, HELLO, size));
@@ -103,11 +113,6 @@ async fn hold_up(store: &SqliteStore) -> mpsc::Sender<()> {
     drop(store.queue.offer(queue).await.unwrap());
     told.await.unwrap();
     release
-}
-
-/// What a store holds, whatever its files take.
-async fn content(store: &SqliteStore) -> Statistics {
-    Statistics { disk_bytes: 0, ..store.statistics().await.unwrap() }
 }
 
 /// A connection beside the store, as an operator's shell has one.
@@ -147,14 +152,14 @@ async fn everything_survives_reopening() {
         .await
         .unwrap();
     let before = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
-    let statistics = content(&store).await;
+    let statistics = holds(&store).await;
     let id = store.id();
     store.close().await;
     assert!(!folder.path().join("events.db-wal").exists(), "a closed store is one file");
 
     let store = open(&folder);
     assert_eq!(store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap(), before);
-    assert_eq!(content(&store).await, statistics);
+    assert_eq!(holds(&store).await, statistics);
     assert_eq!(store.id(), id);
     assert_ne!(store.id(), open(&TempDir::new().unwrap()).id());
     assert_eq!(*store.head().borrow(), Sequence::new(5));
@@ -249,9 +254,9 @@ async fn one_bad_request_leaves_its_group_alone() {
     }
     assert_eq!(results, [Some(1), Some(2), None, Some(3), Some(1)]);
     assert_eq!(sequences(&store).await, [1, 2, 3]);
-    let statistics = content(&store).await;
+    let statistics = holds(&store).await;
     store.close().await;
-    assert_eq!(content(&open(&folder)).await, statistics);
+    assert_eq!(holds(&open(&folder)).await, statistics);
 }
 
 #[tokio::test]
@@ -295,6 +300,39 @@ async fn what_retention_frees_goes_back_to_the_disk() {
     let store = with_count(&folder, 1);
     until(async || length() < 5_000_000).await;
     assert_eq!(sequences(&store).await, [20]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_and_what_was_removed_before_it_are_of_one_moment() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder);
+    fill(&store, 0..50).await;
+    store.close().await;
+    // Opened anew, its tail is empty, and a read from the start goes to the disk.
+    let store = Arc::new(with_count(&folder, 20));
+    let appends = {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { fill(&store, 50..250).await })
+    };
+    loop {
+        let ended = appends.is_finished();
+        let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+        assert_eq!(page.events[0].sequence, page.removed_to.next());
+        if ended {
+            break;
+        }
+    }
+    appends.await.unwrap();
+    until(async || store.statistics().await.unwrap().events == 20).await;
+    let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+    assert_eq!((page.removed_to, store.statistics().await.unwrap().removed), (Sequence::new(230), 230));
+    store.close().await;
+
+    let retention = Retention { age: Duration::ZERO, ..Retention::default() };
+    let store = SqliteStore::open(folder.path(), Options { retention, ..Options::default() }).unwrap();
+    until(async || store.statistics().await.unwrap().events == 0).await;
+    let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+    assert_eq!((page.events.len(), page.removed_to, page.read_to.get()), (0, Sequence::new(250), 250));
 }
 
 #[tokio::test]

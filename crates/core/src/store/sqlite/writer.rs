@@ -2,17 +2,17 @@
 //!
 //! Between groups the same thread removes what retention no longer wants: see [`retention`].
 
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
+use super::Shared;
+use super::outage::Outage;
 use super::queue::{Answer, Request, Task};
 use super::retention::{self, Clock, Upkeep};
-use super::{Shared, failure, statements};
+use super::statements::{self, Batch};
 use crate::event::{Address, Event, Sequence};
 use crate::store::{Appended, Options, Statistics, StoreError};
 
@@ -20,9 +20,6 @@ use crate::store::{Appended, Options, Statistics, StoreError};
 pub(super) const GROUP_REQUESTS: usize = 256;
 /// How many bytes go into one transaction, likewise; one request may exceed it.
 const GROUP_BYTES: u64 = 4 << 20;
-
-/// How often the writer looks whether a disk that was full or broken takes anything again.
-const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The writer's state. It lives on its thread.
 pub(super) struct Writer {
@@ -35,14 +32,14 @@ pub(super) struct Writer {
     pub(super) upkeep: Upkeep,
     head: watch::Sender<Sequence>,
     requests: Receiver<Request>,
-    /// Whether the last group failed: an operator hears of the first failure and of the recovery.
-    failing: bool,
+    pub(super) outage: Outage,
 }
 
 /// What one request did, known when its group is committed.
 enum Done {
     Appended(Appended),
-    Redelivered(Option<Sequence>),
+    /// The new event, if the one to redeliver is there.
+    Redelivered(Option<Arc<Event>>),
     Nothing,
 }
 
@@ -58,7 +55,8 @@ impl Writer {
         let position = shared.statistics();
         let clock = Clock::load(&connection)?;
         let upkeep = Upkeep::load(&connection)?;
-        Ok(Self { connection, options, shared, position, clock, upkeep, head, requests, failing: false })
+        let outage = Outage::default();
+        Ok(Self { connection, options, shared, position, clock, upkeep, head, requests, outage })
     }
 
     /// Works until the queue is gone and empty.
@@ -72,7 +70,7 @@ impl Writer {
     }
 
     /// The next request. While none waits, this thread does its upkeep, step by step, and then sleeps until a
-    /// request comes or the oldest event is too old.
+    /// request comes, the oldest event is too old, or it is time to try again what failed.
     fn next(&mut self) -> Option<Request> {
         loop {
             match self.requests.try_recv() {
@@ -80,19 +78,16 @@ impl Writer {
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => {}
             }
+            self.probe();
             if self.idle_step() {
                 continue;
             }
-            let wait = match self.idle_for() {
-                idle if !self.failing => idle,
-                idle => Some(idle.unwrap_or(PROBE_INTERVAL).min(PROBE_INTERVAL)),
-            };
-            match wait {
+            match [self.idle_for(), self.try_again_in()].into_iter().flatten().min() {
                 None => return self.requests.recv().ok(),
                 Some(time) => match self.requests.recv_timeout(time) {
                     Ok(request) => return Some(request),
                     Err(RecvTimeoutError::Disconnected) => return None,
-                    Err(RecvTimeoutError::Timeout) => self.probe(),
+                    Err(RecvTimeoutError::Timeout) => {}
                 },
             }
         }
@@ -116,8 +111,8 @@ impl Writer {
         let group = self.inspect(group);
         match self.transact(&group) {
             Ok((position, done)) => {
-                self.wrote();
-                self.publish(position, group, done);
+                self.succeeded();
+                self.publish(Statistics { writable: true, ..position }, group, done);
             }
             Err(error) if group.len() > 1 && !fails_everybody(&error) => {
                 for request in group {
@@ -125,7 +120,12 @@ impl Writer {
                 }
             }
             Err(error) => {
-                let error = self.failed(error);
+                let error = self.shared.failure(error);
+                // What cannot be read says nothing of what can be written.
+                let reads = group.iter().all(|request| matches!(request.task, Task::Redeliver { .. }));
+                if !(reads && matches!(error, StoreError::Damaged { .. })) {
+                    self.failed(&error, group.iter().map(|request| request.weight.bytes()).sum());
+                }
                 for request in group {
                     request.task.fail(error.clone());
                 }
@@ -133,61 +133,20 @@ impl Writer {
         }
     }
 
-    /// Notes that a write was durable.
-    fn wrote(&mut self) {
-        if self.failing {
-            self.failing = false;
-            self.shared.writable.store(true, Ordering::Release);
-            tracing::info!("the store can write again");
-        }
-    }
-
-    /// Notes that nothing can be written. An operator hears of the first failure and of the recovery.
-    fn failed(&mut self, error: rusqlite::Error) -> StoreError {
-        let error = failure(&self.shared.database, error);
-        if !self.failing {
-            self.failing = true;
-            self.shared.writable.store(false, Ordering::Release);
-            tracing::error!(%error, "the store cannot write");
-        }
-        error
-    }
-
-    /// Looks whether the disk takes anything again, if it did not: nobody may send while the server says so.
-    fn probe(&mut self) {
-        if !self.failing {
-            return;
-        }
-        let written = self
-            .upkeep
-            .ensure_synced(&self.connection)
-            .and_then(|()| self.connection.execute("UPDATE position SET head = head", ()));
-        match written {
-            Ok(_) => self.wrote(),
-            Err(error) => drop(self.failed(error)),
-        }
-    }
-
     /// Does all requests in one transaction, or none. Returns what the store then holds.
     fn transact(&mut self, group: &[Request]) -> rusqlite::Result<(Statistics, Vec<Done>)> {
         self.upkeep.ensure_synced(&self.connection)?;
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        let mut position = self.position;
+        let mut batch = Batch { transaction: &transaction, position: self.position, now: self.clock.now() };
         let mut done = Vec::with_capacity(group.len());
-        let now = self.clock.now();
         for request in group {
             done.push(match &request.task {
                 Task::Append { webhook, .. } => {
-                    let redelivery = self.options.redelivery;
-                    Done::Appended(statements::append(&transaction, webhook, &mut position, now, redelivery)?)
+                    Done::Appended(batch.append(webhook, self.options.redelivery)?)
                 }
-                Task::Redeliver { sequence, address, .. } => Done::Redelivered(statements::redeliver(
-                    &transaction,
-                    *sequence,
-                    address,
-                    &mut position,
-                    now,
-                )?),
+                Task::Redeliver { sequence, address, .. } => {
+                    Done::Redelivered(batch.redeliver(*sequence, address)?.map(Arc::new))
+                }
                 Task::Acknowledge { client, acknowledgements, cursor, .. } => {
                     statements::acknowledge(&transaction, client, acknowledgements, *cursor)?;
                     Done::Nothing
@@ -204,6 +163,7 @@ impl Writer {
                 Task::Inspect { .. } => Done::Nothing,
             });
         }
+        let position = batch.position;
         if position != self.position {
             statements::store_position(&transaction, &position)?;
         }
@@ -224,42 +184,35 @@ impl Writer {
         {
             let mut tail = self.shared.tail.write().unwrap_or_else(PoisonError::into_inner);
             for (Request { task, weight }, done) in group.into_iter().zip(done) {
-                match (task, done) {
+                let reply = match (task, done) {
                     (Task::Append { webhook, answer }, Done::Appended(appended)) => {
                         if let Appended::Stored { sequence, redelivery } = appended {
                             let address = Address::default();
                             tail.push(Arc::new(Event { sequence, redelivery, address, webhook: *webhook }));
                         }
-                        answers.push((Reply::Appended(answer, appended), weight));
+                        Reply::Appended(answer, appended)
                     }
-                    (Task::Redeliver { answer, .. }, Done::Redelivered(new)) => {
-                        if let Some(sequence) = new {
-                            tail.pass(sequence);
-                        }
-                        answers.push((Reply::Redelivered(answer, new), weight));
+                    (Task::Redeliver { answer, .. }, Done::Redelivered(event)) => {
+                        let sequence = event.as_ref().map(|event| event.sequence);
+                        event.into_iter().for_each(|event| tail.push(event));
+                        Reply::Redelivered(answer, sequence)
                     }
                     (
                         Task::Acknowledge { answer, .. }
                         | Task::Seek { answer, .. }
                         | Task::ChangeWatchlist { answer, .. },
                         _,
-                    ) => {
-                        answers.push((Reply::Nothing(answer), weight));
-                    }
-                    _ => {}
-                }
+                    ) => Reply::Nothing(answer),
+                    _ => continue,
+                };
+                answers.push((reply, weight));
             }
         }
         if appended {
             self.head.send_replace(position.head);
         }
         for (reply, _weight) in answers {
-            // Whoever asked may have gone; what they asked for is done all the same.
-            match reply {
-                Reply::Appended(answer, appended) => drop(answer.send(Ok(appended))),
-                Reply::Redelivered(answer, new) => drop(answer.send(Ok(new))),
-                Reply::Nothing(answer) => drop(answer.send(Ok(()))),
-            }
+            reply.give();
         }
     }
 
@@ -296,6 +249,17 @@ enum Reply {
     Appended(Answer<Appended>, Appended),
     Redelivered(Answer<Option<Sequence>>, Option<Sequence>),
     Nothing(Answer<()>),
+}
+
+impl Reply {
+    /// Tells whoever asked. They may have gone; what they asked for is done all the same.
+    fn give(self) {
+        match self {
+            Self::Appended(answer, appended) => drop(answer.send(Ok(appended))),
+            Self::Redelivered(answer, sequence) => drop(answer.send(Ok(sequence))),
+            Self::Nothing(answer) => drop(answer.send(Ok(()))),
+        }
+    }
 }
 
 /// Whether an error comes from the disk or the connection, so that each request alone would meet it too.

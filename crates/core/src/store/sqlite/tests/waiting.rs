@@ -70,6 +70,34 @@ async fn first_come_first_served() {
 }
 
 #[tokio::test]
+async fn a_redelivery_takes_as_much_room_as_its_event() {
+    let folder = TempDir::new().unwrap();
+    let store = shared(&folder);
+    let large = start(&store, 100, 25 << 20).await.unwrap().unwrap().sequence();
+    let held = hold_up(&store).await;
+    let appends = start_until_waiting(&store, MEGABYTE, 1).await;
+    let copies: Vec<_> = (0..3)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.redeliver(large, Address::default()).await })
+        })
+        .collect();
+    until(async || store.queue.waiting() == 4).await;
+    drop(held);
+    for result in results(appends).await {
+        result.unwrap();
+    }
+    let mut last = large;
+    for copy in copies {
+        let copy = copy.await.unwrap().unwrap().unwrap();
+        let limit = ReadLimit { events: 1, bytes: 0 };
+        let page = store.read(copy.previous(), &Filter::default(), limit).await.unwrap();
+        assert_eq!(page.events[0].webhook, testing::webhook(100, HELLO, 25 << 20));
+        assert_ne!(copy, std::mem::replace(&mut last, copy));
+    }
+}
+
+#[tokio::test]
 async fn only_very_many_waiting_appends_are_refused() {
     let folder = TempDir::new().unwrap();
     let store = shared(&folder);

@@ -1,0 +1,150 @@
+//! Listing the log for an operator: the small rows only, never a body, and a bounded number of them at each call.
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, params, params_from_iter};
+
+use super::{codec, reader};
+use crate::event::{Sequence, Timestamp};
+use crate::store::listing::Sieve;
+use crate::store::tail::{Look, SCAN_LIMIT};
+use crate::store::{Entry, Fate, FateFilter, Listed, Listing, Order};
+
+/// One page of the log up to `head`.
+pub(super) fn list(connection: &Connection, listing: &Listing, head: Sequence) -> rusqlite::Result<Listed> {
+    // One transaction: an event and its reports are of the same moment.
+    let transaction = connection.unchecked_transaction()?;
+    let mut first = listing.first;
+    if let Some(since) = listing.received_since {
+        first = first.max(first_since(&transaction, since)?);
+    }
+    let (statement, key) = statement(listing);
+    let mut values = vec![
+        Value::Integer(codec::signed(first.get())),
+        Value::Integer(codec::signed(listing.last.min(head).get())),
+    ];
+    values.extend(key.map(|key| Value::Text(key.to_owned())));
+    let mut select = transaction.prepare_cached(&statement)?;
+    let mut rows = select.query(params_from_iter(values))?;
+    let mut sieve = Sieve::new(listing);
+    while let Some(row) = rows.next()? {
+        let sequence = codec::sequence(row, 0)?;
+        let facts = codec::facts(row)?;
+        match sieve.look(sequence, &facts) {
+            Look::Stop => break,
+            Look::Pass => {}
+            Look::Take => sieve.take(Entry {
+                sequence,
+                redelivery: row.get(2)?,
+                address: codec::address(row)?,
+                facts,
+                size: codec::number(row, 1)?,
+                reports: reader::reports(&transaction, sequence)?,
+            }),
+        }
+    }
+    Ok(sieve.finish())
+}
+
+/// How to come by the rows to look at, in order, each with the columns [`codec::FACTS`]; and its third parameter, if
+/// it has one. The first two are the first and the last sequence.
+///
+/// Each statement says by which index it goes, so that it never sorts, and never reads more rows than are taken from
+/// it. One with several dead letters comes several times in a row.
+fn statement(listing: &Listing) -> (String, Option<&str>) {
+    const DEAD_LETTERS: &str = "CROSS JOIN events ON events.sequence = outcomes.sequence \
+         WHERE outcomes.result = 'failed' AND outcomes.redelivered_as IS NULL";
+    let (from, by, key) = match (&listing.delivery_id, &listing.fate) {
+        (Some(id), _) => (
+            "events INDEXED BY events_by_delivery WHERE delivery_id = ?3".to_owned(),
+            "events",
+            Some(id.as_str()),
+        ),
+        (None, Some(FateFilter { fate: Fate::DeadLetter, target: Some(target), .. })) => (
+            format!("outcomes INDEXED BY dead_letters_by_target {DEAD_LETTERS} AND outcomes.target = ?3"),
+            "outcomes",
+            Some(&**target),
+        ),
+        (None, Some(FateFilter { fate: Fate::DeadLetter, .. })) => {
+            (format!("outcomes INDEXED BY dead_letters {DEAD_LETTERS}"), "outcomes", None)
+        }
+        _ => ("events WHERE true".to_owned(), "events", None),
+    };
+    let order = match listing.order {
+        Order::OldestFirst => "ASC",
+        Order::NewestFirst => "DESC",
+    };
+    let statement = format!(
+        "SELECT {} FROM {from} AND {by}.sequence >= ?1 AND {by}.sequence <= ?2 ORDER BY {by}.sequence {order}",
+        codec::FACTS
+    );
+    (statement, key)
+}
+
+/// A sequence before which nothing was received at `time` or later: the first that was, if those are few; zero if
+/// they are many, and the listing finds them soon by itself.
+fn first_since(connection: &Connection, time: Timestamp) -> rusqlite::Result<Sequence> {
+    let (count, first): (i64, Option<i64>) = connection
+        .prepare_cached(
+            "SELECT count(*), min(sequence) FROM \
+             (SELECT sequence FROM events INDEXED BY events_by_time WHERE received_at >= ?1 LIMIT ?2)",
+        )?
+        .query_row(params![codec::signed(time.as_millis()), codec::signed(SCAN_LIMIT as u64)], |row| {
+            row.try_into()
+        })?;
+    Ok(match first {
+        None => Sequence::MAX,
+        Some(first) if count < codec::signed(SCAN_LIMIT as u64) => Sequence::new(first.unsigned_abs()),
+        Some(_) => Sequence::ZERO,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::schema;
+
+    /// What SQLite will do for a listing, step by step.
+    fn plan(listing: &Listing) -> Vec<String> {
+        let folder = tempfile::TempDir::new().unwrap();
+        let connection = schema::open(&folder.path().join(schema::FILE)).unwrap();
+        let (statement, key) = statement(listing);
+        let mut values = vec![Value::Integer(1), Value::Integer(9)];
+        values.extend(key.map(|key| Value::Text(key.to_owned())));
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
+        let steps = explain.query_map(params_from_iter(values), |row| row.get(3)).unwrap();
+        steps.collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn every_listing_goes_by_an_index_and_sorts_nothing() {
+        let dead = |target: Option<&str>| FateFilter {
+            fate: Fate::DeadLetter,
+            client: Some("a".parse().unwrap()),
+            target: target.map(Into::into),
+        };
+        for order in [Order::OldestFirst, Order::NewestFirst] {
+            let all = Listing { order, ..Listing::default() };
+            let range = "(rowid>? AND rowid<?)";
+            assert_eq!(plan(&all), [format!("SEARCH events USING INTEGER PRIMARY KEY {range}")]);
+            let one = Listing { delivery_id: Some("delivery-1".parse().unwrap()), ..all.clone() };
+            assert_eq!(
+                plan(&one),
+                ["SEARCH events USING INDEX events_by_delivery (delivery_id=? AND rowid>? AND rowid<?)"]
+            );
+            let event = "SEARCH events USING INTEGER PRIMARY KEY (rowid=?)";
+            let letters = Listing { fate: Some(dead(None)), ..all.clone() };
+            assert_eq!(
+                plan(&letters),
+                ["SEARCH outcomes USING INDEX dead_letters (sequence>? AND sequence<?)", event]
+            );
+            let here = Listing { fate: Some(dead(Some("jenkins"))), ..all };
+            assert_eq!(
+                plan(&here),
+                [
+                    "SEARCH outcomes USING INDEX dead_letters_by_target (target=? AND sequence>? AND sequence<?)",
+                    event
+                ]
+            );
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Stores of earlier versions of the schema.
+
+use super::*;
+
+/// A store as the first version of the schema left it: three events, of which the second is a dead letter.
+fn of_version_1() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let connection = shell(&folder);
+    connection.execute_batch("PRAGMA page_size = 8192; PRAGMA auto_vacuum = INCREMENTAL;").unwrap();
+    connection.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    connection.execute_batch("PRAGMA application_id = 0x47745374; PRAGMA user_version = 1;").unwrap();
+    connection.query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).unwrap();
+    for number in 1..=3i64 {
+        let webhook = testing::webhook(number.unsigned_abs(), HELLO, 1000);
+        let (facts, headers) = (&webhook.facts, codec::encode_headers(&webhook.headers));
+        let sql = "INSERT INTO events VALUES (?1, 'github', '1', ?2, 'push', NULL, ?3, ?4, 'octo', NULL, ?5, ?5, 0, ?6)";
+        let id = facts.repository_id.map(|id| id.0.cast_signed());
+        let name = facts.repository_name.as_ref().map(|name| name.as_str());
+        let received = codec::signed(Timestamp::from(std::time::SystemTime::now()).as_millis());
+        let size = codec::signed(webhook.size());
+        let values = (number, facts.delivery_id.as_str(), id, name, received, size);
+        connection.execute(sql, values).unwrap();
+        let values = (number, headers, &*webhook.body);
+        connection.execute("INSERT INTO payloads VALUES (?1, ?2, ?3)", values).unwrap();
+        connection
+            .execute("UPDATE position SET head = ?1, events = ?1, bytes = bytes + ?2", (number, size))
+            .unwrap();
+    }
+    let failed = "INSERT INTO outcomes VALUES (2, 'a', 'jenkins', 'failed', 500, 3, 7, 8, 'no')";
+    connection.execute(failed, ()).unwrap();
+    connection.execute("INSERT INTO cursors VALUES ('a', 2)", ()).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn the_first_version_is_upgraded_and_loses_nothing() {
+    let folder = of_version_1();
+    for _ in 0..2 {
+        let store = open(&folder);
+        let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+        for (event, number) in page.events.iter().zip(1..) {
+            let sent = testing::webhook(number, HELLO, 1000);
+            assert_eq!((event.sequence, &event.address), (Sequence::new(number), &Address::default()));
+            assert_eq!((&event.webhook.headers, &event.webhook.body), (&sent.headers, &sent.body));
+        }
+        assert_eq!((page.events.len(), page.removed_to), (3, Sequence::ZERO));
+        assert_eq!(holds(&store).await.events, 3);
+        assert_eq!(store.cursors().await.unwrap(), [(client(), Sequence::new(2))]);
+        let dead = FateFilter { fate: Fate::DeadLetter, client: None, target: Some("jenkins".into()) };
+        let listed = store.list(&Listing { fate: Some(dead), ..Listing::default() }).await.unwrap();
+        assert_eq!(listed.entries.len(), 1, "what was a dead letter is one");
+        assert_eq!((listed.entries[0].sequence, listed.entries[0].reports.len()), (Sequence::new(2), 1));
+        store.close().await;
+    }
+    let version = shell(&folder).query_row("PRAGMA user_version", (), |row| row.get::<_, u32>(0));
+    assert_eq!(version.unwrap(), schema::MIGRATIONS.len() as u32);
+
+    let store = open(&folder);
+    assert_eq!(append(&store, 1).await.unwrap(), Appended::Repeat { sequence: Sequence::new(1) });
+    let copy = store.redeliver(Sequence::new(2), Address::default()).await.unwrap();
+    assert_eq!(copy, Some(Sequence::new(4)));
+    assert_eq!(store.reports(Sequence::new(2)).await.unwrap()[0].redelivered_as, copy);
+}
+
+#[tokio::test]
+async fn what_came_with_the_second_version_survives_reopening() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder);
+    fill(&store, 0..2).await;
+    let mut failed = acknowledgement(Sequence::new(1));
+    failed.outcomes[0].result = OutcomeResult::Failed;
+    store.acknowledge(&client(), vec![failed], Sequence::new(1)).await.unwrap();
+    let address = Address { client: Some(client()), target: Some("jenkins".into()) };
+    let copy = store.redeliver(Sequence::new(1), address).await.unwrap().unwrap();
+    let pattern = "octo/*".parse().unwrap();
+    store.change_watchlist(&pattern, Some(WatchlistChange::Removed)).await.unwrap();
+    let all = Listing::default();
+    let before = (store.list(&all).await.unwrap(), store.reports(Sequence::new(1)).await.unwrap());
+    assert_eq!((before.0.entries.len(), before.1[0].redelivered_as), (3, Some(copy)));
+    let events = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+    store.close().await;
+
+    let store = open(&folder);
+    let after = (store.list(&all).await.unwrap(), store.reports(Sequence::new(1)).await.unwrap());
+    assert_eq!(after, before);
+    assert_eq!(store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap(), events);
+    assert_eq!(store.watchlist_changes().await.unwrap(), [(pattern, WatchlistChange::Removed)]);
+}
