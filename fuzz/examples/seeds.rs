@@ -73,6 +73,7 @@ fn subscription(start: Option<Start>) -> Subscription {
         max_unacknowledged_events: 5,
         max_unacknowledged_bytes: 1000,
         keep_cursor: true,
+        deferred: vec![3, 9],
     }
 }
 
