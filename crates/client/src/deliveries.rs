@@ -3,8 +3,8 @@
 //! Deliveries outlive streams: when one breaks, lanes go on, and what the server sends again on the next stream is
 //! recognised here instead of being delivered twice.
 //!
-//! One window serves all lanes, so a lane that is slower than its events come, or whose target is down, must not fill it.
-//! What goes beyond the lane's share of the window is *deferred*: the body is dropped, the server is told, and only the sequence stays in
+//! One window serves all lanes, so a lane that is held up, by a target that is down or slow, must not fill it.
+//! What goes beyond such a lane's share of the window is *deferred*: the body is dropped, the server is told, and only the sequence stays in
 //! the lane's backlog. When the lane comes to it, it is *recalled*, and the server sends it once more. An event for several
 //! lanes is deferred when those that still need it all have it in their backlog. At most [`MOST_DEFERRED`] events are;
 //! beyond that the window fills up and nothing more comes until the lanes have made room.
@@ -275,12 +275,18 @@ impl Deliveries {
         }
     }
 
-    /// Drops the bodies of what no lane has room for, as far as the server allows.
+    /// Drops the bodies of what no lane has room for and a lane is held up with, as far as the server allows. What only
+    /// waits its turn in a lane that gets on stays: it would come over the wire twice.
     fn defer(&mut self) {
-        while self.deferred < MOST_DEFERRED
-            && let Some(sequence) = self.parked.pop_last()
-            && let Some(pending) = self.pending.get_mut(&sequence)
-        {
+        let held_up = |sequence: &&Sequence| match self.pending.get(sequence).map(|pending| &pending.body) {
+            Some(Body::Here(event)) => self.ways(event).iter().any(|key| self.lanes.is_held_up(key)),
+            _ => false,
+        };
+        let room = MOST_DEFERRED.saturating_sub(self.deferred);
+        let wanted: Vec<_> = self.parked.iter().rev().filter(held_up).take(room).copied().collect();
+        for sequence in wanted {
+            self.parked.remove(&sequence);
+            let Some(pending) = self.pending.get_mut(&sequence) else { continue };
             pending.body = Body::Deferred;
             self.window.taken.remove(pending.size);
             self.absent.insert(sequence);
@@ -310,8 +316,14 @@ impl Deliveries {
 
     fn hear(&mut self, report: Report) {
         match report {
+            Report::Slow(key) => {
+                self.lanes.is_slow(&key);
+                self.defer();
+                self.publish(|_| {});
+            }
             Report::Retrying(key) => {
                 self.lanes.retries(&key);
+                self.defer();
                 self.show_failing(key.route);
                 self.publish(|_| {});
             }

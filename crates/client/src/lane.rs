@@ -1,5 +1,6 @@
 //! One lane: the events of one repository on their way to one target, in order. The only retry loop there is.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,11 +16,16 @@ use crate::policy::Next;
 use crate::queue::{Parcel, Queue};
 use crate::route::{Destination, LaneKey};
 
+/// An event that takes so long holds up those behind it: others must not wait for them.
+const SLOW: Duration = Duration::from_secs(1);
+
 /// What a lane tells its owner.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// A first try failed, and there will be more.
     Retrying(LaneKey),
+    /// An event takes long.
+    Slow(LaneKey),
     /// This became of an event.
     Completed { lane: LaneKey, sequence: Sequence, outcome: Outcome },
 }
@@ -39,7 +45,15 @@ impl Lane {
     /// then is finished; what waits is left: it was not acknowledged and comes again.
     pub(crate) async fn run(self) {
         while let Some(Some(parcel)) = self.stop.run_until_cancelled(self.queue.next()).await {
-            let Some(outcome) = self.deliver(&parcel).await else { return };
+            let mut delivery = pin!(self.deliver(&parcel));
+            let outcome = tokio::select! {
+                outcome = &mut delivery => outcome,
+                () = tokio::time::sleep(SLOW) => {
+                    self.report(Report::Slow(self.key.clone()));
+                    delivery.await
+                }
+            };
+            let Some(outcome) = outcome else { return };
             let sequence = parcel.event.sequence;
             self.report(Report::Completed { lane: self.key.clone(), sequence, outcome });
         }

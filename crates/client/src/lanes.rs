@@ -40,6 +40,8 @@ pub(crate) struct Lane {
     pub(crate) reach: Sequence,
     /// Whether the event at its head was tried in vain.
     retrying: bool,
+    /// Whether it takes long.
+    slow: bool,
     ended: CancellationToken,
 }
 
@@ -107,6 +109,7 @@ impl Lanes {
                 backlog: BTreeSet::new(),
                 reach: Sequence::ZERO,
                 retrying: false,
+                slow: false,
                 ended,
             }
         })
@@ -124,11 +127,23 @@ impl Lanes {
         }
     }
 
+    /// A lane's first event takes long.
+    pub(crate) fn is_slow(&mut self, key: &LaneKey) {
+        if let Some(lane) = self.open.get_mut(key) {
+            lane.slow = true;
+        }
+    }
+
+    /// Whether the lane's first event holds up those behind it.
+    pub(crate) fn is_held_up(&self, key: &LaneKey) -> bool {
+        self.open.get(key).is_some_and(|lane| lane.retrying || lane.slow)
+    }
+
     /// A lane is through with an event of this size.
     pub(crate) fn completed(&mut self, key: &LaneKey, size: u64) {
         if let Some(lane) = self.open.get_mut(key) {
             lane.held.remove(size);
-            lane.retrying = false;
+            (lane.retrying, lane.slow) = (false, false);
         }
     }
 

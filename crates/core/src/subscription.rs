@@ -120,9 +120,10 @@ impl Flow {
         }
     }
 
-    /// Notes that the client wants a deferred event again.
+    /// Notes that the client wants a deferred event again. One that this stream has not come to yet, because it was
+    /// deferred on an earlier one, comes in its turn: sent now, it would take the position past all before it.
     pub fn recall(&mut self, sequence: Sequence) {
-        if self.deferred.remove(&sequence) {
+        if self.deferred.remove(&sequence) && sequence <= self.position {
             self.recalled.insert(sequence);
         }
     }

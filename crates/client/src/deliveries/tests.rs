@@ -322,12 +322,25 @@ async fn an_event_for_a_free_and_a_blocked_target_is_delivered_once_to_each() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_only_waits_its_turn_is_not_put_down() {
+    let shop = Arc::new(Shop::default());
+    let (mut server, mut deliveries) =
+        (Server::new(&["octo/hello"; 200], 16), deliveries(vec![route(&shop)], 16));
+    server.exchange(&mut deliveries, usize::MAX);
+    assert_eq!((deliveries.deferred, server.outstanding.len()), (0, 16), "the window holds back");
+    server.until_all_is_done(&mut deliveries).await;
+    assert!(server.recalled.is_empty() && server.deferred.is_empty());
+    assert_eq!(shop.taken("octo/hello").len(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_bound_closes_the_window_and_nothing_is_stuck() {
     let shop = Arc::new(Shop::default());
     shop.block("octo/hello");
     let all = MOST_DEFERRED + 100;
     let (mut server, mut deliveries) =
         (Server::new(&vec!["octo/hello"; all], 16), deliveries(vec![route(&shop)], 16));
+    server.until(&mut deliveries, |server| server.deferred.len() == MOST_DEFERRED).await;
     server.exchange(&mut deliveries, usize::MAX);
     assert_eq!((server.deferred.len(), server.outstanding.len()), (MOST_DEFERRED, 16));
     shop.unblock();
@@ -375,7 +388,7 @@ async fn what_the_server_no_longer_has_is_not_waited_for() {
     shop.block("octo/hello");
     let (mut server, mut deliveries) =
         (Server::new(&["octo/hello"; 40], 8), deliveries(vec![route(&shop)], 8));
-    server.exchange(&mut deliveries, usize::MAX);
+    server.until(&mut deliveries, |server| server.sent == 40).await;
     let held = deliveries.pending.len() - deliveries.deferred;
     deliveries.missed(Sequence::new(1), Sequence::new(30));
     assert_eq!(deliveries.state.borrow().missed, 30);

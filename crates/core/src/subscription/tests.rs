@@ -186,8 +186,13 @@ enum Step {
     /// A page ends before that event.
     ReadOn,
     Acknowledge(Sequence),
-    /// The stream ends, and another starts where the store says.
+    /// The client puts an event down, or wants it again.
+    Defer(Sequence),
+    Recall(Sequence),
+    /// The stream ends, and another starts where the store says. The client has died: it knows of nothing put down.
     Reconnect,
+    /// The same for a client that lives, and names what it has put down.
+    ReconnectNaming,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -195,7 +200,10 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Send),
         2 => Just(Step::ReadOn),
         8 => (0..LAST + 4).prop_map(|number| Step::Acknowledge(Sequence::new(number))),
+        4 => (0..LAST + 4).prop_map(|number| Step::Defer(Sequence::new(number))),
+        4 => (0..LAST + 4).prop_map(|number| Step::Recall(Sequence::new(number))),
         1 => Just(Step::Reconnect),
+        1 => Just(Step::ReconnectNaming),
     ]
 }
 
@@ -207,6 +215,9 @@ struct Model {
     stored: Progress,
     /// The truth: whatever was acknowledged and taken.
     acknowledged: BTreeSet<Sequence>,
+    /// What the client has put down, and what it wants again of that and has not got.
+    down: BTreeSet<Sequence>,
+    wanted: BTreeSet<Sequence>,
 }
 
 impl Model {
@@ -216,7 +227,15 @@ impl Model {
     fn new(selected: BTreeSet<Sequence>, events: usize) -> Self {
         let window = Window { events, bytes: 1000 };
         let flow = Flow::new(Progress::default(), window, []);
-        Self { selected, window, flow, stored: Progress::default(), acknowledged: BTreeSet::new() }
+        Self {
+            selected,
+            window,
+            flow,
+            stored: Progress::default(),
+            acknowledged: BTreeSet::new(),
+            down: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+        }
     }
 
     fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
@@ -226,9 +245,20 @@ impl Model {
             Step::Send => prop_assert_eq!(self.flow.outstanding(), self.window.events),
             Step::ReadOn => self.flow.read_to(self.upcoming().map_or(Self::HEAD, Sequence::previous)),
             Step::Acknowledge(sequence) => self.acknowledge(sequence)?,
-            Step::Reconnect => self.flow = Flow::new(self.stored.clone(), self.window, []),
+            Step::Defer(sequence) => self.defer(sequence),
+            Step::Recall(sequence) => self.recall(sequence),
+            Step::Reconnect => {
+                self.down.clear();
+                self.wanted.clear();
+                self.flow = Flow::new(self.stored.clone(), self.window, []);
+            }
+            Step::ReconnectNaming => {
+                // What was wanted again is simply not named.
+                self.wanted.clear();
+                self.flow = Flow::new(self.stored.clone(), self.window, self.down.iter().copied());
+            }
         }
-        if !matches!(step, Step::Reconnect) {
+        if !matches!(step, Step::Reconnect | Step::ReconnectNaming) {
             prop_assert!(self.flow.cursor() >= cursor, "a cursor moves back only to what is stored");
         }
         self.check()
@@ -238,19 +268,43 @@ impl Model {
         self.selected.range(self.flow.position().next()..).next().copied()
     }
 
+    /// Sent, and neither acknowledged nor put down.
+    fn outstanding(&self) -> BTreeSet<Sequence> {
+        let sent = self.selected.range(..=self.flow.position());
+        let open = sent.filter(|one| !self.acknowledged.contains(one) && !self.wanted.contains(one));
+        open.filter(|one| !self.down.contains(one)).copied().collect()
+    }
+
+    fn defer(&mut self, sequence: Sequence) {
+        if self.wanted.remove(&sequence) || self.outstanding().contains(&sequence) {
+            self.down.insert(sequence);
+        }
+        self.flow.defer(sequence);
+    }
+
+    fn recall(&mut self, sequence: Sequence) {
+        if self.down.remove(&sequence) && sequence <= self.flow.position() {
+            self.wanted.insert(sequence);
+        }
+        self.flow.recall(sequence);
+    }
+
     fn send(&mut self) -> Result<(), TestCaseError> {
+        prop_assert_eq!(self.flow.next_recalled(), self.wanted.first().copied());
+        if let Some(sequence) = self.wanted.pop_first() {
+            self.flow.sent(sequence, Self::SIZE);
+            return Ok(());
+        }
         let Some(sequence) = self.upcoming() else {
             self.flow.read_to(Self::HEAD);
             return Ok(());
         };
         let done = !self.flow.wants(sequence);
-        prop_assert_eq!(
-            done,
-            self.acknowledged.contains(&sequence),
-            "{} was or was not acknowledged",
-            sequence
-        );
-        if !done {
+        let passed_over = self.acknowledged.contains(&sequence) || self.down.contains(&sequence);
+        prop_assert_eq!(done, passed_over, "{} is or is not to be sent", sequence);
+        if done {
+            self.flow.read_to(sequence);
+        } else {
             self.flow.sent(sequence, Self::SIZE);
         }
         Ok(())
@@ -262,6 +316,8 @@ impl Model {
         let new = open && sequence <= Self::HEAD && !self.acknowledged.contains(&sequence);
         prop_assert_eq!(self.flow.acknowledged(sequence, Self::HEAD), new, "{}", sequence);
         if new {
+            self.down.remove(&sequence);
+            self.wanted.remove(&sequence);
             self.acknowledged.insert(sequence);
             self.stored.cursor = self.stored.cursor.max(self.flow.cursor());
             self.stored.ahead.insert(sequence);
@@ -275,7 +331,8 @@ impl Model {
         let mut open = self.selected.range(..=position).filter(|sent| !self.acknowledged.contains(sent));
         let expected = open.clone().next().map_or(position, |oldest| oldest.previous());
         prop_assert_eq!(self.flow.cursor(), expected);
-        prop_assert_eq!(self.flow.outstanding(), open.clone().count());
+        prop_assert_eq!(self.flow.outstanding(), self.outstanding().len());
+        prop_assert_eq!(self.flow.deferred(), self.down.len() + self.wanted.len());
         prop_assert!(open.all(|sequence| *sequence > self.stored.cursor), "the store passed over an event");
         let (events, bytes) = (self.flow.outstanding(), self.flow.outstanding() as u64 * Self::SIZE);
         let room = Window { events: self.window.events - events, bytes: self.window.bytes - bytes };
