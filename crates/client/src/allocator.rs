@@ -12,16 +12,25 @@ use std::process::Command;
 const VARIABLE: &str = "MALLOC_MMAP_THRESHOLD_";
 /// From this size on, in bytes, a buffer is mapped on its own: larger than all that is common.
 const THRESHOLD: &str = "1048576";
+/// Says that this was done: glibc removes its own variable from a program with privileges, and then this would go on for
+/// ever.
+const DONE: &str = "_GITSTAFETTE_STARTED";
 
 /// Starts this process anew with the variable set, if it is not: the same process id, arguments and files. To be called
-/// before anything else. Where it cannot be done, or the C library is another, nothing happens.
-pub fn give_back_large_buffers() {
-    if !cfg!(target_env = "gnu") || std::env::var_os(VARIABLE).is_some() {
+/// before anything else, with the program's name. Where it cannot be done, or the program runs under another name (a
+/// loader's), or the C library is another, nothing happens.
+pub fn give_back_large_buffers(name: &str) {
+    let is_set = |variable| std::env::var_os(variable).is_some();
+    if !cfg!(target_env = "gnu") || is_set(VARIABLE) || is_set(DONE) {
         return;
     }
     let Ok(program) = std::env::current_exe() else { return };
+    if program.file_name().is_none_or(|file| file != name) {
+        return;
+    }
     let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_else(|| program.clone().into_os_string());
+    let shown = arguments.next().unwrap_or_else(|| program.clone().into_os_string());
+    let mut again = Command::new(program);
     // It only returns if it failed: then this process goes on as it is.
-    drop(Command::new(program).arg0(name).args(arguments).env(VARIABLE, THRESHOLD).exec());
+    drop(again.arg0(shown).args(arguments).env(VARIABLE, THRESHOLD).env(DONE, "1").exec());
 }

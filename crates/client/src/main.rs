@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
-    gitstafette_client::allocator::give_back_large_buffers();
+    gitstafette_client::allocator::give_back_large_buffers(env!("CARGO_BIN_NAME"));
     let Cli { command, config: file, flags } = Cli::parse();
     let command = match command {
         Some(ClientCommand::Operate(operation)) => return operate(&operation, file, &flags),

@@ -98,6 +98,14 @@ impl Flow {
         self.position = self.position.max(sequence);
     }
 
+    /// Whether an acknowledgement of this event would change something, see [`acknowledged`](Self::acknowledged).
+    pub fn is_awaited(&self, sequence: Sequence, head: Sequence) -> bool {
+        self.outstanding.contains_key(&sequence)
+            || self.deferred.contains(&sequence)
+            || self.recalled.contains(&sequence)
+            || (sequence > self.position && sequence <= head && !self.ahead.contains(&sequence))
+    }
+
     /// Notes an acknowledgement of an event up to `head`; `false` if it changes nothing: it came before, or there is no
     /// such event. An event may be acknowledged that this stream has not sent yet: it was sent on an earlier one, and
     /// its target answered meanwhile.

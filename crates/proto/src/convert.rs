@@ -379,7 +379,10 @@ fn filter(repositories: &[String], events: &[String]) -> Result<Filter, WireErro
 }
 
 /// The name of a target, which is shown in listings and logs.
-fn target_name(name: String) -> Result<Box<str>, WireError> {
+///
+/// # Errors
+/// It is empty, longer than 256 bytes, or cannot be shown on one line.
+pub fn target_name(name: String) -> Result<Box<str>, WireError> {
     if name.is_empty() || name.len() > MAX_TARGET_BYTES {
         return Err(WireError::new("target", format!("a target's name has 1 to {MAX_TARGET_BYTES} bytes")));
     }

@@ -3,16 +3,19 @@
 use std::net::SocketAddr;
 
 use gitstafette_core::secret::Secret;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 /// Who is at the other end of a connection. Put into every request's extensions by the listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// Where it comes from: a client, or the proxy before it.
     pub(crate) address: SocketAddr,
     /// Whether it showed a certificate.
     pub(crate) certificate: PeerCertificate,
+    /// Cuts the connection, whatever is on it.
+    pub(crate) cut: CancellationToken,
 }
 
 /// Whether the peer of a connection showed a certificate that the CA signed.

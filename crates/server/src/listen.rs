@@ -134,6 +134,8 @@ enum ConnectionError {
     Silent,
     #[error("cut when the server ended")]
     Cut,
+    #[error("it did not take a large event in time")]
+    Stalled,
     #[error("TLS handshake: {0}")]
     Handshake(io::Error),
     #[error("{0}")]
@@ -215,7 +217,7 @@ impl Connection {
             Security::Either(config) => self.in_time(is_tls(&stream)).await??.then_some(config),
         };
         let Some(config) = tls else {
-            return self.http(stream, Peer { address, certificate: PeerCertificate::None }).await;
+            return self.http(stream, address, PeerCertificate::None).await;
         };
         let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
         let stream = self.in_time(handshake).await?.map_err(ConnectionError::Handshake)?;
@@ -223,7 +225,7 @@ impl Connection {
             Some([_, ..]) => PeerCertificate::Verified,
             _ => PeerCertificate::None,
         };
-        self.http(stream, Peer { address, certificate }).await
+        self.http(stream, address, certificate).await
     }
 
     async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, ConnectionError> {
@@ -234,14 +236,17 @@ impl Connection {
     async fn http(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: Peer,
+        address: SocketAddr,
+        certificate: PeerCertificate,
     ) -> Result<(), ConnectionError> {
-        let service = service_fn(|request| self.call(request, peer));
+        let peer = Peer { address, certificate, cut: CancellationToken::new() };
+        let service = service_fn(|request| self.call(request, peer.clone()));
         let builder = self.builder();
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let Timeouts { header, idle } = self.timeouts;
         let (reason, patience) = tokio::select! {
             ended = connection.as_mut() => return ended.map_err(ConnectionError::Http),
+            () = peer.cut.cancelled() => return Err(ConnectionError::Stalled),
             () = self.ending.stop.cancelled() => (Ok(()), Patience { first: header, later: idle }),
             () = self.activity.silence(Patience { first: header, later: idle }) => {
                 (Err(ConnectionError::Silent), Patience { first: header, later: header })
@@ -252,6 +257,7 @@ impl Connection {
         self.activity.moves();
         tokio::select! {
             ended = connection => reason.and(ended.map_err(ConnectionError::Http)),
+            () = peer.cut.cancelled() => Err(ConnectionError::Stalled),
             () = self.activity.silence(patience) => Err(ConnectionError::Silent),
         }
     }

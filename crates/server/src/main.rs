@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
-    gitstafette_client::allocator::give_back_large_buffers();
+    gitstafette_client::allocator::give_back_large_buffers(env!("CARGO_BIN_NAME"));
     let cli = Cli::parse();
     let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
         Ok(config) => config,

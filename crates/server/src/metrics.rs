@@ -105,7 +105,7 @@ impl Metrics {
             ),
             missed: counter(
                 "gitstafette_events_missed_total",
-                "Events that retention removed before a subscriber had acknowledged them.",
+                "Events, at most, that retention removed before a subscriber had acknowledged them.",
             ),
             redelivered: counter(
                 "gitstafette_events_redelivered_total",

@@ -46,6 +46,17 @@ impl LiveWatchlist {
     /// # Errors
     /// What is to be removed is not there, or the change cannot be kept.
     pub(crate) async fn change(
+        self: &Arc<Self>,
+        pattern: &RepositoryPattern,
+        change: WatchlistChange,
+    ) -> Result<Vec<WatchlistEntry>, ChangeError> {
+        let (this, pattern) = (Arc::clone(self), pattern.clone());
+        // In a task of its own: a caller that hangs up in between must not leave a change stored and not in force.
+        let applied = tokio::spawn(async move { this.apply(&pattern, change).await });
+        applied.await.unwrap_or(Err(ChangeError::Store(StoreError::Closed)))
+    }
+
+    async fn apply(
         &self,
         pattern: &RepositoryPattern,
         change: WatchlistChange,
@@ -131,7 +142,7 @@ mod tests {
         let store: Arc<dyn EventStore> = Arc::new(MemoryStore::new(Options::default()));
         let configured = Watchlist::new(vec![pattern("octo/*"), pattern("7")]);
         let load = async |configured: &Watchlist| {
-            LiveWatchlist::load(configured.clone(), Arc::clone(&store)).await.unwrap()
+            Arc::new(LiveWatchlist::load(configured.clone(), Arc::clone(&store)).await.unwrap())
         };
         let live = load(&configured).await;
         live.change(&pattern("cat/hub"), WatchlistChange::Added).await.unwrap();

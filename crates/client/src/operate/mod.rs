@@ -15,6 +15,8 @@ mod subscriptions;
 mod table;
 mod watchlist;
 
+pub use show::ShownEvent;
+
 use std::time::{Duration, SystemTime};
 
 use tonic::{Response, Status};

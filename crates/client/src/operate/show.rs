@@ -107,10 +107,10 @@ fn row(report: &Report) -> [String; 9] {
     ]
 }
 
-/// One event as the admin interface over HTTP has it, too.
+/// One event with its headers and body, as JSON has it: here, and over the server's admin interface.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct ShownEvent {
+pub struct ShownEvent {
     #[serde(flatten)]
     entry: Entry,
     headers: Vec<(String, String)>,
@@ -121,7 +121,8 @@ struct ShownEvent {
 }
 
 impl ShownEvent {
-    fn new(event: &Event, reports: Vec<Report>) -> Self {
+    /// An event, and what was reported of it.
+    pub fn new(event: &Event, reports: Vec<Report>) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (headers, body) = (&event.webhook.headers, &event.webhook.body);
         let readable = std::str::from_utf8(body).ok().map(str::to_owned);

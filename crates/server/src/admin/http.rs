@@ -10,14 +10,14 @@ use axum::response::sse::{Event as Message, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use base64::Engine;
 use futures_util::{Stream, StreamExt};
-use gitstafette_core::event::{Address, Event, Sequence, Timestamp};
+use gitstafette_client::operate::ShownEvent;
+use gitstafette_core::event::{Address, Sequence, Timestamp};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
-use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Report, Statistics, WatchlistChange};
+use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Statistics, WatchlistChange};
 use gitstafette_proto::convert::{
-    MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry,
+    MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry, WireError, target_name,
 };
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,9 @@ use super::{Admin, Redeliveries, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
 use crate::watchlist::ChangeError;
+
+/// The entries on a page, and the events of one redelivery, unless the caller says otherwise.
+const LISTED: u32 = 100;
 
 /// What the routes need.
 #[derive(Clone, Debug)]
@@ -70,7 +73,7 @@ async fn guard(
 fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = host.and_then(|host| host.parse::<http::uri::Authority>().ok());
-    let named = authority.is_none_or(|authority| {
+    let named = authority.is_some_and(|authority| {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
     });
@@ -98,7 +101,8 @@ struct Asked {
 impl Asked {
     fn listing(&self) -> Result<Listing, Problem> {
         let fate = parsed::<Fate>("fate", self.fate.as_deref())?;
-        let (client, target) = (parsed("client", self.client.as_deref())?, self.target.clone());
+        let client = parsed("client", self.client.as_deref())?;
+        let target = self.target.clone().map(target_name).transpose().map_err(bad_wire)?;
         if fate.is_none() && (client.is_some() || target.is_some()) {
             return Err(bad_request(
                 "client",
@@ -109,7 +113,7 @@ impl Asked {
             filter: self.filter()?,
             delivery_id: parsed("delivery", self.delivery.as_deref())?,
             received_since: self.since.as_deref().map(time).transpose()?,
-            fate: fate.map(|fate| FateFilter { fate, client, target: target.map(Into::into) }),
+            fate: fate.map(|fate| FateFilter { fate, client, target }),
             first: self.first.map_or(Sequence::ZERO, Sequence::new),
             last: self.last.map_or(Sequence::MAX, Sequence::new),
             order: match self.order.as_deref() {
@@ -117,7 +121,7 @@ impl Asked {
                 Some("oldest") => Order::OldestFirst,
                 Some(_) => return Err(bad_request("order", "it is newest or oldest")),
             },
-            limit: self.limit(100, MAX_LISTED)?,
+            ..Listing::default()
         })
     }
 
@@ -147,7 +151,8 @@ async fn list(
     State(operators): State<Operators>,
     asked: Query<Asked>,
 ) -> Result<Json<ListedEvents>, Problem> {
-    let listed = operators.admin.list(&asked.listing()?).await?;
+    let listing = Listing { limit: asked.limit(LISTED, MAX_LISTED)?, ..asked.listing()? };
+    let listed = operators.admin.list(&listing).await?;
     Ok(Json(ListedEvents { events: listed.entries, next: listed.next }))
 }
 
@@ -156,35 +161,6 @@ async fn dead_letters(
     Query(asked): Query<Asked>,
 ) -> Result<Json<ListedEvents>, Problem> {
     list(operators, Query(Asked { fate: Some(Fate::DeadLetter.to_string()), ..asked })).await
-}
-
-/// One event with its headers and body.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ShownEvent {
-    #[serde(flatten)]
-    entry: Entry,
-    headers: Vec<(String, String)>,
-    /// The body, if it is text.
-    body: Option<String>,
-    /// The body in base64 (RFC 4648 §4), if it is not.
-    body_base64: Option<String>,
-}
-
-impl ShownEvent {
-    fn new(event: &Event, reports: Vec<Report>) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let webhook = &event.webhook;
-        let body = std::str::from_utf8(&webhook.body).ok().map(str::to_owned);
-        Self {
-            entry: Entry::new(event, reports),
-            headers: webhook.headers.iter().map(|(name, value)| (name.to_owned(), text(value))).collect(),
-            body_base64: body
-                .is_none()
-                .then(|| base64::engine::general_purpose::STANDARD.encode(&webhook.body)),
-            body,
-        }
-    }
 }
 
 async fn show(
@@ -238,15 +214,15 @@ async fn redeliver(
     let request = RedeliveryRequest {
         listing: Listing {
             order: Order::OldestFirst,
-            limit: asked.events.limit(MAX_REDELIVERED, MAX_REDELIVERED)?,
+            limit: asked.events.limit(LISTED, MAX_REDELIVERED)?,
             ..listing
         },
         address: Address {
             client: parsed("toClient", asked.to_client.as_deref())?,
-            target: asked.to_target.map(Into::into),
+            target: asked.to_target.map(target_name).transpose().map_err(bad_wire)?,
         },
     };
-    request.check().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    request.check().map_err(bad_wire)?;
     let done = operators.admin.redeliver(&request).await?;
     match done.is_nothing_of(&request) {
         Some(missing) => Err(Problem::new(StatusCode::NOT_FOUND, missing)),
@@ -326,6 +302,11 @@ fn list_of<T: std::str::FromStr<Err: ToString>>(name: &str, text: &str) -> Resul
 
 fn time(text: &str) -> Result<Timestamp, Problem> {
     humantime::parse_rfc3339_weak(text).map(Into::into).map_err(|error| bad_request("since", error))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn bad_wire(error: WireError) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, error.to_string())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

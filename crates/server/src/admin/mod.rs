@@ -28,9 +28,11 @@ pub(crate) use http::router;
 
 /// How often the store is asked again for one page of a listing. Each time it looks at some thousand events; what finds
 /// little goes on with the caller's next page.
-const LOOKS: usize = 16;
-/// How many entries a follower is given at once.
-const FOLLOWED: usize = 100;
+const LOOKS: usize = 64;
+/// How many entries are asked of the store at once: each brings all that was reported of it.
+const AT_ONCE: usize = 100;
+/// After how many bytes of reports a page ends.
+const LISTED_BYTES: usize = 4 << 20;
 
 /// What both faces of the admin interface share.
 #[derive(Debug)]
@@ -66,16 +68,19 @@ pub(crate) struct Redeliveries {
 }
 
 impl Admin {
-    /// One page of the log.
+    /// One page of the log. It is cut short when what was reported of its events becomes much.
     async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
         let mut wanted = listing.clone();
         let mut listed = Listed::default();
+        let mut bytes = 0;
         for _ in 0..LOOKS {
-            wanted.limit = listing.limit - listed.entries.len();
+            wanted.limit = (listing.limit - listed.entries.len()).min(AT_ONCE);
             let page = self.store.list(&wanted).await?;
+            bytes += page.entries.iter().map(reported_bytes).sum::<usize>();
             listed.entries.extend(page.entries);
             listed.next = page.next;
-            let Some(next) = page.next.filter(|_| listed.entries.len() < listing.limit) else { break };
+            let is_full = listed.entries.len() >= listing.limit || bytes > LISTED_BYTES;
+            let Some(next) = page.next.filter(|_| !is_full) else { break };
             match listing.order {
                 Order::OldestFirst => wanted.first = next,
                 Order::NewestFirst => wanted.last = next,
@@ -112,7 +117,7 @@ impl Admin {
                         first: at.next(),
                         last: head,
                         order: Order::OldestFirst,
-                        limit: FOLLOWED,
+                        limit: AT_ONCE,
                         ..Listing::default()
                     };
                     match admin.store.list(&listing).await {
@@ -132,24 +137,41 @@ impl Admin {
     async fn redeliver(&self, request: &RedeliveryRequest) -> Result<Redeliveries, StoreError> {
         let head = *self.store.head().borrow();
         // What this call appends is not part of it.
-        let listing = Listing { last: request.listing.last.min(head), ..request.listing.clone() };
-        let listed = self.list(&listing).await?;
-        let mut redelivered = Vec::new();
-        for entry in &listed.entries {
-            for address in addresses(entry, request) {
-                let Some(new) = self.store.redeliver(entry.sequence, address).await? else { continue };
-                info!(
-                    event.sequence = new.get(),
-                    delivery.id = %entry.facts.delivery_id,
-                    repository.name = %entry.facts.repository_label(),
-                    redelivery.of = entry.sequence.get(),
-                    "redelivered by an operator"
-                );
-                self.metrics.redelivered.inc();
-                redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: new });
+        let last = request.listing.last.min(head);
+        let mut listing = Listing { last, ..request.listing.clone() };
+        let mut done = Redeliveries { redelivered: Vec::new(), next: Some(listing.first), last };
+        let mut left = request.listing.limit;
+        while let Some(first) = done.next.filter(|_| left > 0) {
+            (listing.first, listing.limit) = (first, left.min(AT_ONCE));
+            let listed = self.list(&listing).await?;
+            left -= listed.entries.len();
+            done.next = listed.next;
+            for entry in &listed.entries {
+                self.redeliver_one(entry, request, &mut done.redelivered).await?;
             }
         }
-        Ok(Redeliveries { redelivered, next: listed.next, last: listing.last })
+        Ok(done)
+    }
+
+    async fn redeliver_one(
+        &self,
+        entry: &Entry,
+        request: &RedeliveryRequest,
+        redelivered: &mut Vec<Redelivered>,
+    ) -> Result<(), StoreError> {
+        for address in addresses(entry, request) {
+            let Some(new) = self.store.redeliver(entry.sequence, address).await? else { continue };
+            info!(
+                event.sequence = new.get(),
+                delivery.id = %entry.facts.delivery_id,
+                repository.name = %entry.facts.repository_label(),
+                redelivery.of = entry.sequence.get(),
+                "redelivered by an operator"
+            );
+            self.metrics.redelivered.inc();
+            redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: new });
+        }
+        Ok(())
     }
 
     /// Every client with a cursor or a stream.
@@ -208,6 +230,11 @@ impl Redeliveries {
 /// Why an event is neither shown nor delivered again.
 fn missing(sequence: Sequence) -> String {
     format!("there is no event {sequence} in the store; it may have been removed by retention")
+}
+
+/// About how many bytes the reports of an entry take.
+fn reported_bytes(entry: &Entry) -> usize {
+    entry.reports.iter().map(|report| 128 + report.outcome.target.len() + report.outcome.detail.len()).sum()
 }
 
 /// To whom an event is to go.

@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::Stream;
 use gitstafette_core::store::ReadLimit;
@@ -85,6 +86,15 @@ pub(super) struct Page {
 #[derive(Debug)]
 pub(super) struct Gone;
 
+/// Why there is no next turn.
+#[derive(Debug)]
+pub(super) enum NoTurn {
+    /// Nobody reads at the other end.
+    Gone,
+    /// The other end does not take what it was given.
+    Stalled,
+}
+
 /// The two ends.
 pub(super) fn outbox() -> (Outbox, Outgoing) {
     let (sender, receiver) = mpsc::channel(MESSAGES);
@@ -97,6 +107,15 @@ impl Outbox {
         tokio::select! {
             turn = Arc::clone(&self.turn).acquire_owned() => turn.map_err(|_| Gone),
             () = self.sender.closed() => Err(Gone),
+        }
+    }
+
+    /// Likewise, if the connection takes it within `patience`: a large event holds a share of what all have.
+    pub(super) async fn turn_within(&self, patience: Duration) -> Result<OwnedSemaphorePermit, NoTurn> {
+        match tokio::time::timeout(patience, self.turn()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(Gone)) => Err(NoTurn::Gone),
+            Err(_) => Err(NoTurn::Stalled),
         }
     }
 

@@ -23,6 +23,8 @@ struct Entry {
     standing: Arc<Standing>,
     taken_over: CancellationToken,
     ended: CancellationToken,
+    /// The ends of those it takes over from: the last one, and those that one was still waiting for.
+    earlier: Vec<CancellationToken>,
 }
 
 /// What operators are told of an attached stream.
@@ -79,30 +81,48 @@ pub(crate) struct Attachment {
     registry: Arc<Registry>,
     client: ClientId,
     entry: Entry,
+    /// The stream that it takes over from, until that has ended.
+    previous: Option<Entry>,
 }
 
 impl Registry {
     /// Attaches a stream. One that is attached under the same id is told to end, and has ended when this returns:
     /// what it still acknowledges counts.
     pub(crate) async fn attach(self: &Arc<Self>, client: ClientId, standing: Arc<Standing>) -> Attachment {
-        let entry = Entry {
+        let mut entry = Entry {
             stream: self.next.fetch_add(1, Ordering::Relaxed),
             standing,
             taken_over: CancellationToken::new(),
             ended: CancellationToken::new(),
+            earlier: Vec::new(),
         };
-        let previous = self.attached.insert(client.clone(), entry.clone());
-        let attachment = Attachment { registry: Arc::clone(self), client, entry };
-        if let Some(previous) = previous {
+        let mut attachment = match self.attached.entry(client.clone()) {
+            dashmap::Entry::Vacant(place) => {
+                place.insert(entry.clone());
+                Attachment { registry: Arc::clone(self), client, entry, previous: None }
+            }
+            dashmap::Entry::Occupied(mut place) => {
+                entry.earlier.clone_from(&place.get().earlier);
+                entry.earlier.push(place.get().ended.clone());
+                entry.earlier.retain(|ended| !ended.is_cancelled());
+                let previous = place.insert(entry.clone());
+                Attachment { registry: Arc::clone(self), client, entry, previous: Some(previous) }
+            }
+        };
+        if let Some(previous) = &attachment.previous {
             previous.taken_over.cancel();
-            previous.ended.cancelled().await;
         }
+        for ended in &attachment.entry.earlier {
+            ended.cancelled().await;
+        }
+        attachment.previous = None;
         attachment
     }
 
     /// Who is attached, in no order.
     pub(crate) fn attached(&self) -> Vec<(ClientId, Attached)> {
-        self.attached.iter().map(|entry| (entry.key().clone(), entry.standing.attached())).collect()
+        let live = self.attached.iter().filter(|entry| !entry.ended.is_cancelled());
+        live.map(|entry| (entry.key().clone(), entry.standing.attached())).collect()
     }
 
     /// How many streams are attached.
@@ -120,7 +140,17 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        self.registry.attached.remove_if(&self.client, |_, entry| entry.stream == self.entry.stream);
+        let Some(previous) = self.previous.take() else {
+            self.registry.attached.remove_if(&self.client, |_, entry| entry.stream == self.entry.stream);
+            self.entry.ended.cancel();
+            return;
+        };
+        // It gave up before it had taken over: the older one has its place again, until it has ended.
+        if let Some(mut place) = self.registry.attached.get_mut(&self.client)
+            && place.stream == self.entry.stream
+        {
+            *place = previous;
+        }
         self.entry.ended.cancel();
     }
 }
@@ -131,6 +161,34 @@ mod tests {
 
     fn standing() -> Arc<Standing> {
         Arc::new(Standing::new(Timestamp::default(), "somewhere".to_owned(), Filter::default()))
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_lets_nobody_past_the_older() {
+        let registry = Arc::new(Registry::default());
+        let client: ClientId = "a".parse().unwrap();
+        let first = registry.attach(client.clone(), standing()).await;
+        let attach = || {
+            let (registry, client) = (Arc::clone(&registry), client.clone());
+            tokio::spawn(async move { registry.attach(client, standing()).await })
+        };
+        let second = attach();
+        first.taken_over().await;
+        let third = attach();
+        tokio::task::yield_now().await;
+        second.abort();
+        assert!(second.await.is_err());
+        let fourth = attach();
+        tokio::task::yield_now().await;
+        third.abort();
+        assert!(third.await.is_err());
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!fourth.is_finished(), "the first has not ended");
+        drop(first);
+        drop(fourth.await.unwrap());
+        assert_eq!(registry.len(), 0);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! A session's way from the log to its client: what is recalled, what comes next, what was missed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::filter::Filter;
@@ -13,9 +14,12 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::outbox::{Gone, Outbox, PAGE, Share};
+use super::outbox::{Gone, NoTurn, Outbox, PAGE, Share};
 use super::service::{head, status};
 use super::session::{End, Session, wire};
+
+/// How slowly a large event may be taken, in bytes a second: a slow line at home.
+const SLOWEST: u64 = 64 << 10;
 
 /// What is to be sent next.
 enum Next {
@@ -40,20 +44,36 @@ impl Session {
         heads: &mut watch::Receiver<Sequence>,
     ) -> Result<std::convert::Infallible, End> {
         self.say_started().await?;
+        // How large the last page was, if it holds a share of the traffic.
+        let mut large = 0;
         loop {
-            let turn = self.outbox.turn().await?;
+            let turn = self.turn(large).await?;
             match self.next().await {
-                Next::Recalled(sequence) => self.send_recalled(sequence, turn).await?,
+                Next::Recalled(sequence) => large = self.send_recalled(sequence, turn).await?,
                 Next::After(after, room) => {
                     let limit =
                         ReadLimit { events: room.events.min(PAGE.events), bytes: room.bytes.min(PAGE.bytes) };
-                    let read_to = self.send_page(after, limit, turn).await?;
+                    let read_to;
+                    (read_to, large) = self.send_page(after, limit, turn).await?;
                     if read_to <= after {
                         self.wait_for_more(heads, after).await?;
                     }
                 }
             }
         }
+    }
+
+    /// Waits until the connection has taken the last page. One that holds a share of the traffic must be taken in time:
+    /// others wait for it.
+    async fn turn(&self, large: u64) -> Result<OwnedSemaphorePermit, End> {
+        if large == 0 {
+            return Ok(self.outbox.turn().await?);
+        }
+        let patience = self.options.heartbeat * 2 + Duration::from_secs(large / SLOWEST);
+        self.outbox.turn_within(patience).await.map_err(|error| match error {
+            NoTurn::Gone => End::Client,
+            NoTurn::Stalled => End::Stalled,
+        })
     }
 
     async fn say_started(&self) -> Result<(), End> {
@@ -97,14 +117,15 @@ impl Session {
         }
     }
 
-    /// Sends the next page of the log; returns how far it was read.
+    /// Sends the next page of the log; returns how far it was read, and its bytes if it holds a share of the traffic.
     async fn send_page(
         &self,
         after: Sequence,
         limit: ReadLimit,
         turn: OwnedSemaphorePermit,
-    ) -> Result<Sequence, End> {
+    ) -> Result<(Sequence, u64), End> {
         let (page, share) = self.read(after, &self.filter, limit).await?;
+        let large = large_bytes(&page, share.as_ref());
         self.tell_missed(page.removed_to).await?;
         let hold = Outbox::page(turn, share);
         for event in page.events.iter().filter(|event| event.address.includes_client(&self.client)) {
@@ -113,6 +134,7 @@ impl Session {
                 let wanted = flow.wants(event.sequence);
                 if wanted {
                     flow.sent(event.sequence, event.webhook.size());
+                    self.standing.follow(&flow);
                 }
                 wanted
             };
@@ -121,23 +143,36 @@ impl Session {
             }
         }
         self.flow().read_to(page.read_to);
-        Ok(page.read_to)
+        Ok((page.read_to, large))
     }
 
-    /// Sends a deferred event again, or says that it is gone.
-    async fn send_recalled(&self, sequence: Sequence, turn: OwnedSemaphorePermit) -> Result<(), End> {
+    /// Sends a deferred event again, or says that it is gone. A client may have named any: one that is not for it is as
+    /// good as gone. Returns the event's bytes if it holds a share of the traffic.
+    async fn send_recalled(&self, sequence: Sequence, turn: OwnedSemaphorePermit) -> Result<u64, End> {
         let limit = ReadLimit { events: 1, bytes: PAGE.bytes };
         let (page, share) = self.read(sequence.previous(), &Filter::default(), limit).await?;
-        match page.events.first().filter(|event| event.sequence == sequence) {
-            Some(event) => {
-                self.flow().sent(sequence, event.webhook.size());
-                self.send_event(event, &Outbox::page(turn, share)).await
+        let is_meant = |event: &&Arc<Event>| {
+            event.sequence == sequence
+                && self.filter.matches(&event.webhook.facts)
+                && event.address.includes_client(&self.client)
+        };
+        let large = large_bytes(&page, share.as_ref());
+        let Some(event) = page.events.first().filter(is_meant) else {
+            {
+                let mut flow = self.flow();
+                flow.lost(sequence);
+                self.standing.follow(&flow);
             }
-            None => {
-                self.flow().lost(sequence);
-                self.say_missed(sequence, sequence).await
-            }
+            self.say_missed(sequence, sequence).await?;
+            return Ok(0);
+        };
+        {
+            let mut flow = self.flow();
+            flow.sent(sequence, event.webhook.size());
+            self.standing.follow(&flow);
         }
+        self.send_event(event, &Outbox::page(turn, share)).await?;
+        Ok(large)
     }
 
     /// One page, with its share of the traffic if it is one large event. Such an event is not kept while its turn is
@@ -196,6 +231,11 @@ impl Session {
         self.metrics.events_sent.inc();
         Ok(())
     }
+}
+
+/// The bytes of a page that holds a share of the traffic.
+fn large_bytes(page: &Page, share: Option<&Share>) -> u64 {
+    share.map_or(0, |_| page.events.iter().map(|event| event.webhook.size()).sum())
 }
 
 impl From<Gone> for End {

@@ -51,8 +51,9 @@ impl Subscriptions {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
-        let peer =
-            request.extensions().get::<Peer>().map_or_else(String::new, |peer| peer.address.to_string());
+        let peer = request.extensions().get::<Peer>();
+        let cut = peer.map(|peer| peer.cut.clone()).unwrap_or_default();
+        let peer = peer.map_or_else(String::new, |peer| peer.address.to_string());
         let mut requests = request.into_inner();
         let subscription = first_message(&mut requests).await?;
         self.check_repositories(&subscription)?;
@@ -79,6 +80,7 @@ impl Subscriptions {
             metrics: Arc::clone(&self.metrics),
             options: self.options,
             draining: self.draining.clone(),
+            cut,
         };
         self.tasks.spawn(session.run(requests, attachment).instrument(span));
         Ok(Box::pin(outgoing))
@@ -103,8 +105,11 @@ impl Subscriptions {
         let oldest = self.store.statistics().await?.removed_to();
         let cursor = match subscription.start {
             Start::Cursor => {
-                let fresh = Progress { cursor: oldest, ..Progress::default() };
-                return Ok(self.store.progress(client).await?.unwrap_or(fresh));
+                if let Some(progress) = self.store.progress(client).await? {
+                    return Ok(progress);
+                }
+                // A cursor from the start: what retention takes from it before its first acknowledgement is missed.
+                oldest
             }
             // Beyond the head nothing was seen yet: starting there would skip what comes.
             Start::After(sequence) => sequence.max(oldest).min(head(&*self.store)),

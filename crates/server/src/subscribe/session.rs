@@ -14,13 +14,13 @@ use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, SubscribeRequest, S
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::StreamOptions;
 use super::outbox::{Gone, Outbox, Traffic};
 use super::registry::{Attachment, Standing};
 use super::service::head;
-use super::taking::BATCHES;
+use super::taking::{BATCHES, Batch};
 use crate::metrics::Metrics;
 
 /// How long the last message may wait for a client that does not read.
@@ -47,6 +47,8 @@ pub(super) struct Session {
     pub(super) metrics: Arc<Metrics>,
     pub(super) options: StreamOptions,
     pub(super) draining: CancellationToken,
+    /// Cuts the connection.
+    pub(super) cut: CancellationToken,
 }
 
 /// Why a session ends.
@@ -58,6 +60,8 @@ pub(super) enum End {
     GoAway(GoAwayReason, &'static str),
     /// Something is wrong.
     Failed(Status),
+    /// The client does not take a large event, and others wait for their share of the traffic.
+    Stalled,
 }
 
 impl Session {
@@ -77,20 +81,26 @@ impl Session {
         if stored.is_none() {
             // What was taken is stored before a newer stream of this client may look where to start. The empty batch
             // is for a cursor that passed what was not selected.
-            drop(taken.try_send(Vec::new()));
+            drop(taken.try_send(Batch::default()));
             drop(taken);
             drop(tokio::time::timeout(FAREWELL, storing).await);
+        }
+        if let End::Stalled = end {
+            // Nothing that is said would be read. What is on its way goes with the connection.
+            self.cut.cancel();
         }
         self.say_farewell(&end).await;
         let outstanding = self.flow().outstanding();
         let reason = match &end {
             End::Client => "client",
+            End::Stalled => "stalled",
             End::GoAway(reason, _) => reason.as_str_name(),
             End::Failed(_) => "failed",
         };
         self.metrics.streams_ended.with_label_values(&[reason]).inc();
         match end {
             End::Client => info!(outstanding, "a client detached"),
+            End::Stalled => warn!(outstanding, "a client did not take a large event in time; it was cut off"),
             End::GoAway(..) => info!(outstanding, reason, "a stream was ended"),
             End::Failed(status) => info!(outstanding, reason = status.message(), "a stream failed"),
         }
@@ -98,7 +108,7 @@ impl Session {
 
     async fn say_farewell(&self, end: &End) {
         let last = match end {
-            End::Client => return,
+            End::Client | End::Stalled => return,
             End::GoAway(reason, message) => {
                 let go_away = GoAway { reason: (*reason).into(), message: (*message).to_owned() };
                 Ok(wire(Response::GoAway(go_away)))
@@ -108,17 +118,14 @@ impl Session {
         drop(tokio::time::timeout(FAREWELL, self.outbox.say(last)).await);
     }
 
-    async fn send_heartbeats(
-        &self,
-        taken: &mpsc::Sender<Vec<gitstafette_core::store::Acknowledgement>>,
-    ) -> End {
+    async fn send_heartbeats(&self, taken: &mpsc::Sender<Batch>) -> End {
         let mut beats = tokio::time::interval(self.options.heartbeat);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         beats.tick().await; // the first is immediate, and Started says the same
         loop {
             beats.tick().await;
             // With nothing to acknowledge: the cursor may have passed what was not selected.
-            drop(taken.try_send(Vec::new()));
+            drop(taken.try_send(Batch::default()));
             let heartbeat = Heartbeat { head: head(&*self.store).get(), cursor: self.stored_cursor().get() };
             if self.send(Response::Heartbeat(heartbeat)).await.is_err() {
                 return End::Client;

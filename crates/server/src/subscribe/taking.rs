@@ -1,5 +1,6 @@
 //! What a session takes from its client: acknowledgements, which are stored, and what it puts down and wants again.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gitstafette_core::event::Sequence;
@@ -8,7 +9,7 @@ use gitstafette_proto::convert::{MAX_DEFERRED, WireError, sequences};
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{Acknowledgements, Receipt, SubscribeRequest};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 use super::service::{head, malformed, status};
@@ -16,14 +17,27 @@ use super::session::{End, Session};
 
 /// How many messages with acknowledgements may wait for the store: as many are stored at once.
 pub(super) const BATCHES: usize = 64;
+/// How many outcomes may wait for the store, over all these messages; one message may exceed it alone. A client of ours
+/// sends 1024 in one.
+const OUTCOMES: usize = 4096;
+
+/// The acknowledgements of one message. They hold their room until they are stored.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    acknowledgements: Vec<Acknowledgement>,
+    /// All sequences of the message: the client gets a receipt for those that mean nothing, too.
+    sequences: Vec<u64>,
+    _room: Option<OwnedSemaphorePermit>,
+}
 
 impl Session {
     /// Takes what the client sends, as long as it sends.
     pub(super) async fn take_requests(
         &self,
         mut requests: Streaming<SubscribeRequest>,
-        taken: mpsc::Sender<Vec<Acknowledgement>>,
+        taken: mpsc::Sender<Batch>,
     ) -> End {
+        let room = Arc::new(Semaphore::new(OUTCOMES));
         loop {
             let request = match requests.message().await {
                 // A client may close its half and go on reading, until its window is full.
@@ -35,7 +49,7 @@ impl Session {
             let done = match request {
                 Request::Acknowledgements(message) => match acknowledgements(message) {
                     Ok(acknowledgements) => {
-                        drop(taken.send(acknowledgements).await);
+                        drop(taken.send(self.batch(acknowledgements, &room).await).await);
                         Ok(())
                     }
                     Err(error) => Err(malformed(&error)),
@@ -53,6 +67,21 @@ impl Session {
                 return End::Failed(status);
             }
         }
+    }
+
+    /// Keeps what may mean something, as soon as there is room for it: a client may send what it likes, and faster than the
+    /// disk takes it.
+    async fn batch(&self, mut acknowledgements: Vec<Acknowledgement>, room: &Arc<Semaphore>) -> Batch {
+        let sequences = acknowledgements.iter().map(|one| one.sequence.get()).collect();
+        let head = head(&*self.store);
+        {
+            let flow = self.flow();
+            acknowledgements.retain(|one| flow.is_awaited(one.sequence, head));
+        }
+        let outcomes: usize = acknowledgements.iter().map(|one| one.outcomes.len()).sum();
+        let share = u32::try_from(outcomes.min(OUTCOMES)).unwrap_or(u32::MAX);
+        let room = Arc::clone(room).acquire_many_owned(share).await.ok();
+        Batch { acknowledgements, sequences, _room: room }
     }
 
     fn defer(&self, sequences: &[Sequence]) -> Result<(), Status> {
@@ -82,13 +111,18 @@ impl Session {
     /// by the next: a subscriber is not bound to one event per fsync.
     pub(super) async fn store_acknowledgements(
         &self,
-        mut taken: mpsc::Receiver<Vec<Acknowledgement>>,
+        mut taken: mpsc::Receiver<Batch>,
     ) -> Result<(), Status> {
         let mut batches = Vec::new();
         while taken.recv_many(&mut batches, BATCHES).await > 0 {
-            let acknowledgements: Vec<_> = batches.drain(..).flatten().collect();
-            let receipt: Vec<_> = acknowledgements.iter().map(|one| one.sequence.get()).collect();
+            let mut acknowledgements = Vec::new();
+            let mut receipt = Vec::new();
+            for batch in &mut batches {
+                acknowledgements.append(&mut batch.acknowledgements);
+                receipt.append(&mut batch.sequences);
+            }
             self.store_batch(acknowledgements).await?;
+            batches.clear();
             if !receipt.is_empty() {
                 // A client that is gone needs no receipt: the session ends by another half.
                 drop(self.send(Response::Receipt(Receipt { sequences: receipt })).await);

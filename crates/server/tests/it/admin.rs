@@ -197,6 +197,10 @@ async fn one_event_or_a_range_is_delivered_again_to_all_or_to_one() {
 
     let all = operator.call(http::Method::POST, "/v1/events/redeliver", Some(json!({}))).await;
     assert_eq!(all.0, StatusCode::BAD_REQUEST, "{}", all.1);
+    for wrong in [json!({"sequence": 1, "toTarget": ""}), json!({"sequence": 1, "toTarget": "a\nb"})] {
+        let refused = operator.call(http::Method::POST, "/v1/events/redeliver", Some(wrong)).await;
+        assert_eq!(refused.0, StatusCode::BAD_REQUEST, "{}", refused.1);
+    }
     let missing =
         operator.call(http::Method::POST, "/v1/events/redeliver", Some(json!({"sequence": 99}))).await;
     assert_eq!(missing.0, StatusCode::NOT_FOUND, "{}", missing.1);

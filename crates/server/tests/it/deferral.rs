@@ -171,3 +171,38 @@ async fn what_is_unacknowledged_goes_to_the_stream_that_takes_over() {
     let mut other = subscribe(&server, "b").await;
     assert_eq!((other.event().await, other.event().await, other.event().await), (1, 2, 3));
 }
+
+#[tokio::test]
+async fn who_does_not_take_a_large_event_is_cut_off_before_others_starve() {
+    // One event of these fits on its way.
+    let server = TestServer::start("heartbeat-interval = \"50ms\"\noutgoing-limit = \"350KB\"").await;
+    server.store.append(testing::webhook(1, "octo-harbor/lighthouse", 300_000)).await.unwrap();
+    let mut asleep = subscribe(&server, "asleep").await;
+    assert!(matches!(asleep.next().await, Ok(Response::Started(_))));
+    // Started was read, and nothing since: the window of the client's HTTP/2 is full before the event is there.
+    let mut awake = subscribe(&server, "awake").await;
+    assert_eq!(awake.event().await, 1, "its turn comes");
+    let ended = async {
+        while let Ok(message) = asleep.next().await {
+            assert!(!matches!(message, Response::GoAway(_)), "{message:?}");
+        }
+    };
+    soon(ended).await;
+}
+
+#[tokio::test]
+async fn what_retention_takes_before_the_first_acknowledgement_is_missed() {
+    let server = with_pushes("retention-count = 2", 1).await;
+    let mut raw = open_narrow(&server, &[]).await;
+    assert_eq!(raw.event().await, 1);
+    drop(raw);
+    let sender = Sender::new(&server);
+    for number in 2..=4 {
+        sender.push(&format!("delivery-{number}")).await;
+    }
+    let mut raw = open_narrow(&server, &[]).await;
+    let Response::Started(_) = raw.next().await.unwrap() else { panic!("Started comes first") };
+    let Response::Missed(missed) = raw.next().await.unwrap() else { panic!("it is told first") };
+    assert_eq!((missed.first, missed.last), (1, 2));
+    assert_eq!(raw.event().await, 3);
+}
