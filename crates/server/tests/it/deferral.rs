@@ -8,8 +8,9 @@ use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{Deferral, Recall, Subscription};
 use http::StatusCode;
 use tonic::Code;
+use tonic::transport::Channel;
 
-use crate::streams::{Raw, acknowledgement, open, subscribe, subscription};
+use crate::streams::{Raw, acknowledgement, open, open_on, subscribe, subscription};
 use crate::support::{Sender, TOKEN, TestServer, soon};
 
 fn deferral(sequences: impl IntoIterator<Item = u64>) -> Wire {
@@ -177,9 +178,12 @@ async fn who_does_not_take_a_large_event_is_cut_off_before_others_starve() {
     // One event of these fits on its way.
     let server = TestServer::start("heartbeat-interval = \"50ms\"\noutgoing-limit = \"350KB\"").await;
     server.store.append(testing::webhook(1, "octo-harbor/lighthouse", 300_000)).await.unwrap();
-    let mut asleep = subscribe(&server, "asleep").await;
+    let narrow = Channel::from_shared(format!("http://{}", server.addresses.grpc)).unwrap();
+    let narrow = narrow.initial_stream_window_size(1 << 16).connect().await.unwrap();
+    let mut asleep =
+        open_on(narrow, Some(TOKEN), Some(Wire::Subscription(subscription("asleep")))).await.unwrap();
     assert!(matches!(asleep.next().await, Ok(Response::Started(_))));
-    // Started was read, and nothing since: the window of the client's HTTP/2 is full before the event is there.
+    // Started was read, and nothing since: the window of its HTTP/2 is full before the event is there.
     let mut awake = subscribe(&server, "awake").await;
     assert_eq!(awake.event().await, 1, "its turn comes");
     let ended = async {

@@ -41,11 +41,14 @@ fn with_token<T>(message: T, token: Option<&str>) -> Request<T> {
 }
 
 pub async fn open(server: &TestServer, token: Option<&str>, first: Option<Wire>) -> Result<Raw, Status> {
+    open_on(channel(server).await, token, first).await
+}
+
+pub async fn open_on(channel: Channel, token: Option<&str>, first: Option<Wire>) -> Result<Raw, Status> {
     let (requests, receiver) = mpsc::channel(16);
     requests.send(SubscribeRequest { request: first }).await.unwrap();
     let request = with_token(ReceiverStream::new(receiver), token);
-    let responses =
-        soon(GitstafetteClient::new(channel(server).await).subscribe(request)).await?.into_inner();
+    let responses = soon(GitstafetteClient::new(channel).subscribe(request)).await?.into_inner();
     Ok(Raw { requests, responses })
 }
 
