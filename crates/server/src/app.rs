@@ -174,7 +174,7 @@ impl Server {
         let listener = |tcp, security, router: Router| Listener {
             tcp,
             security,
-            router: router.fallback(ingest::not_found),
+            router,
             connections: Arc::clone(&connections),
             timeouts: Timeouts::default(),
         };
@@ -183,15 +183,16 @@ impl Server {
                 let tcp = bind(address, "webhooks and gRPC").await?;
                 let at = local(&tcp, address)?;
                 let router = http_router.merge(shared.grpc(&options, at, &health_service));
+                let router = router.fallback(ingest::not_found);
                 (vec![listener(tcp, grpc_security(&options), router)], Addresses::new(at, at), health)
             }
             Listeners::Separate { http, grpc, health } => {
                 let http_tcp = bind(http, "webhooks").await?;
                 let grpc_tcp = bind(grpc, "gRPC").await?;
                 let (http_at, grpc_at) = (local(&http_tcp, http)?, local(&grpc_tcp, grpc)?);
-                let grpc_router = shared.grpc(&options, grpc_at, &health_service);
+                let grpc_router = shared.grpc(&options, grpc_at, &health_service).fallback(ingest::not_found);
                 let both = vec![
-                    listener(http_tcp, http_security(&options), http_router),
+                    listener(http_tcp, http_security(&options), http_router.fallback(ingest::not_found)),
                     listener(grpc_tcp, grpc_security(&options), grpc_router),
                 ];
                 (both, Addresses::new(http_at, grpc_at), health)
@@ -200,7 +201,7 @@ impl Server {
         if let Some(address) = apart {
             let tcp = bind(address, "gRPC health").await?;
             addresses.health = Some(local(&tcp, address)?);
-            let router = Routes::new(health_service).into_axum_router();
+            let router = Routes::new(health_service).into_axum_router().fallback(ingest::not_found);
             listeners.push(listener(tcp, Security::Plain, router));
         }
         if let Some(address) = options.admin {

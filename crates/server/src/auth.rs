@@ -66,7 +66,7 @@ impl ClientAuth {
 
     /// Whether the caller is an operator.
     pub(crate) fn check_operator(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
-        if !self.has_operator_tokens() {
+        if !self.asks_for_token() {
             return Ok(());
         }
         self.check_token(authorization)?;
@@ -79,7 +79,7 @@ impl ClientAuth {
     }
 
     /// Whether an operator must show a token.
-    pub(crate) fn has_operator_tokens(&self) -> bool {
+    pub(crate) fn asks_for_token(&self) -> bool {
         !(self.tokens.is_empty() && self.operator_tokens.is_empty())
     }
 }

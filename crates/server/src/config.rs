@@ -84,6 +84,11 @@ impl Config {
         let (listeners, open) = listeners(settings, signature.is_some(), clients.is_required());
         let admin = admin(settings, &clients);
         let mut remarks = remarks(&watchlist, signature.is_some(), clients.is_required(), open);
+        if admin.is_some() && clients.operator_tokens.is_empty() && !clients.tokens.is_empty() {
+            remarks.push(
+                "no operator token: every client's may read and redeliver webhooks and change the watchlist; set --admin-token-file".into(),
+            );
+        }
         remarks.extend(settings.unknown_variables());
         let config = Self {
             server: ServerOptions {
@@ -175,7 +180,7 @@ fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (L
 fn admin(settings: &mut Settings, clients: &ClientAuth) -> Option<Address> {
     let ip: IpAddr = settings.value("admin-bind", Ipv4Addr::LOCALHOST.into());
     let port = settings.optional("admin-port")?;
-    if !ip.is_loopback() && !clients.has_operator_tokens() {
+    if !ip.is_loopback() && !clients.asks_for_token() {
         settings.problem(
             "admin-bind",
             "is beyond loopback, and operators are not authenticated; set --admin-token-file or --client-token-file",

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -19,7 +19,9 @@ use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Statistic
 use gitstafette_proto::convert::{
     MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry, WireError, target_name,
 };
+use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Redeliveries, missing};
@@ -51,7 +53,12 @@ pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth) -> Router {
         .route("/v1/statistics", get(statistics))
         .route("/v1/watchlist", get(watchlist).post(add).delete(remove))
         .layer(axum::middleware::from_fn_with_state(operators.clone(), guard));
-    Router::new().route("/metrics", get(metrics)).merge(guarded).with_state(operators)
+    Router::new()
+        .route("/metrics", get(metrics))
+        .merge(guarded)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(operators)
 }
 
 /// Lets operators pass. Where no token is asked for, the listener is on loopback: then a web page in a browser on this
@@ -63,7 +70,7 @@ async fn guard(
     next: Next,
 ) -> Result<Response, Problem> {
     operators.auth.check_operator(headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
-    if !operators.auth.has_operator_tokens() && !is_local(&headers) {
+    if !operators.auth.asks_for_token() && !is_local(&headers) {
         let detail = "without tokens the admin interface answers to localhost only; ask by 127.0.0.1, or set --admin-token-file";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
@@ -78,6 +85,47 @@ fn is_local(headers: &HeaderMap) -> bool {
         host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
     });
     named && !headers.contains_key(header::ORIGIN)
+}
+
+/// What a request carries; what is wrong with it is told as a problem.
+struct Checked<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Checked<Query<T>> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let query = Query::from_request_parts(parts, state).await;
+        query.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
+    }
+}
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Checked<Path<T>> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Checked<Json<T>> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let json = Json::from_request(request, state).await;
+        json.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
+    }
+}
+
+async fn not_found() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "there is no such path; the README lists those of the admin interface",
+    )
+}
+
+async fn method_not_allowed() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes other methods, see the header Allow")
 }
 
 /// Which events are asked for, as a query or as JSON. Lists are separated by commas.
@@ -149,7 +197,7 @@ struct ListedEvents {
 
 async fn list(
     State(operators): State<Operators>,
-    asked: Query<Asked>,
+    Checked(Query(asked)): Checked<Query<Asked>>,
 ) -> Result<Json<ListedEvents>, Problem> {
     let listing = Listing { limit: asked.limit(LISTED, MAX_LISTED)?, ..asked.listing()? };
     let listed = operators.admin.list(&listing).await?;
@@ -158,14 +206,14 @@ async fn list(
 
 async fn dead_letters(
     operators: State<Operators>,
-    Query(asked): Query<Asked>,
+    Checked(Query(asked)): Checked<Query<Asked>>,
 ) -> Result<Json<ListedEvents>, Problem> {
-    list(operators, Query(Asked { fate: Some(Fate::DeadLetter.to_string()), ..asked })).await
+    list(operators, Checked(Query(Asked { fate: Some(Fate::DeadLetter.to_string()), ..asked }))).await
 }
 
 async fn show(
     State(operators): State<Operators>,
-    Path(sequence): Path<u64>,
+    Checked(Path(sequence)): Checked<Path<u64>>,
 ) -> Result<Json<ShownEvent>, Problem> {
     let sequence = Sequence::new(sequence);
     let shown = operators.admin.show(sequence).await?;
@@ -176,7 +224,7 @@ async fn show(
 /// Server-sent events (WHATWG HTML, "Server-sent events"): one a webhook, its data an entry.
 async fn follow(
     State(operators): State<Operators>,
-    asked: Query<Asked>,
+    Checked(Query(asked)): Checked<Query<Asked>>,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
     let entries = operators.admin.follow(asked.filter()?);
     let messages = entries.map(|entry| {
@@ -205,7 +253,7 @@ struct Redelivery {
 
 async fn redeliver(
     State(operators): State<Operators>,
-    Json(asked): Json<Redelivery>,
+    Checked(Json(asked)): Checked<Json<Redelivery>>,
 ) -> Result<Json<Redeliveries>, Problem> {
     let mut listing = asked.events.listing()?;
     if let Some(sequence) = asked.sequence {
@@ -261,14 +309,14 @@ async fn watchlist(State(operators): State<Operators>) -> Json<Watchlist> {
 
 async fn add(
     State(operators): State<Operators>,
-    Json(change): Json<Change>,
+    Checked(Json(change)): Checked<Json<Change>>,
 ) -> Result<Json<Watchlist>, Problem> {
     change_watchlist(&operators, &change, WatchlistChange::Added).await
 }
 
 async fn remove(
     State(operators): State<Operators>,
-    Json(change): Json<Change>,
+    Checked(Json(change)): Checked<Json<Change>>,
 ) -> Result<Json<Watchlist>, Problem> {
     change_watchlist(&operators, &change, WatchlistChange::Removed).await
 }
