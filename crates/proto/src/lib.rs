@@ -1,6 +1,6 @@
 //! The wire of Gitstafette: code generated from `proto/` and conversions to and from the core's types.
 //!
-//! Nothing outside [`convert`] names wire and domain types together.
+//! What a message means is decided in [`convert`] alone.
 
 pub mod convert;
 
