@@ -19,6 +19,7 @@ pub mod classify;
 pub mod event;
 pub mod filter;
 pub mod headers;
+pub mod ranges;
 pub mod repository;
 pub mod secret;
 pub mod store;

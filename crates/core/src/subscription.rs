@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::Sequence;
+use crate::ranges::Ranges;
 
 /// How much may be sent and not yet acknowledged. One event always may, whatever its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +19,8 @@ pub struct Window {
 pub struct Progress {
     /// Everything up to here is done.
     pub cursor: Sequence,
-    /// Done as well, out of order; all beyond the cursor.
-    pub ahead: BTreeSet<Sequence>,
+    /// Done as well, out of order; all beyond the cursor. While one event is stuck, this is everything after it.
+    pub ahead: Ranges,
 }
 
 /// The flow of one subscription: what was sent, what came back, where the cursor may move.
@@ -39,14 +40,14 @@ pub struct Flow {
     /// Deferred and wanted again.
     recalled: BTreeSet<Sequence>,
     /// Acknowledged before it was sent on this stream: not sent again.
-    ahead: BTreeSet<Sequence>,
+    ahead: Ranges,
 }
 
 impl Flow {
     /// A flow that starts where `progress` ends. The client has put down `deferred` on an earlier stream.
     pub fn new(progress: Progress, window: Window, deferred: impl IntoIterator<Item = Sequence>) -> Self {
         let Progress { cursor, ahead } = progress;
-        let undone = |sequence: &Sequence| *sequence > cursor && !ahead.contains(sequence);
+        let undone = |sequence: &Sequence| *sequence > cursor && !ahead.contains(*sequence);
         Self {
             window,
             position: cursor,
@@ -77,8 +78,8 @@ impl Flow {
     /// Whether an event that was read is to be sent: not if it was acknowledged before it was sent on this stream, or
     /// if the client deferred it. Asked once per event, in order.
     pub fn wants(&mut self, sequence: Sequence) -> bool {
-        if self.ahead.remove(&sequence) {
-            // What is forgotten here must not count as ahead when it is acknowledged once more.
+        if self.ahead.contains(sequence) {
+            // Before the rest of the page was read: the cursor may be asked for meanwhile.
             self.read_to(sequence);
             return false;
         }
@@ -96,6 +97,20 @@ impl Flow {
     /// Notes that the log has been read up to `sequence`.
     pub fn read_to(&mut self, sequence: Sequence) {
         self.position = self.position.max(sequence);
+        self.ahead.remove_through(self.position);
+    }
+
+    /// Moves the position over what need not be read, up to `head`: events that were acknowledged, or deferred on an
+    /// earlier stream, one after the other. Such a deferred event is then one that this stream has come to: when it
+    /// is [recalled](Self::recall) it is sent, and when retention removes it that is noticed then.
+    pub fn skip_known(&mut self, head: Sequence) {
+        while self.position < head {
+            let next = self.position.next();
+            let deferred = || self.deferred.contains(&next).then_some(next);
+            let Some(end) = self.ahead.end_of(next).or_else(deferred) else { return };
+            // A client may name events that are not there yet. To read on beyond the head would pass over them.
+            self.read_to(end.min(head));
+        }
     }
 
     /// Whether an acknowledgement of this event would change something, see [`acknowledged`](Self::acknowledged).
@@ -103,7 +118,7 @@ impl Flow {
         self.outstanding.contains_key(&sequence)
             || self.deferred.contains(&sequence)
             || self.recalled.contains(&sequence)
-            || (sequence > self.position && sequence <= head && !self.ahead.contains(&sequence))
+            || (sequence > self.position && sequence <= head && !self.ahead.contains(sequence))
     }
 
     /// Notes an acknowledgement of an event up to `head`; `false` if it changes nothing: it came before, or there is no
@@ -155,8 +170,9 @@ impl Flow {
         }
         let missed = (self.position.next(), removed_to);
         self.position = removed_to;
-        for set in [&mut self.ahead, &mut self.deferred, &mut self.recalled] {
-            // What was put down on this stream lies before the position, and is looked for when it is recalled.
+        self.ahead.remove_through(removed_to);
+        for set in [&mut self.deferred, &mut self.recalled] {
+            // What this stream has come to lies before the position, and is looked for when it is recalled.
             set.retain(|sequence| *sequence < missed.0 || *sequence > missed.1);
         }
         Some(missed)

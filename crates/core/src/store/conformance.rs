@@ -58,6 +58,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::a_new_client_has_none(&open(options).await).await;
     progressing::acknowledging_moves_forwards_only(&open(options).await).await;
     progressing::keeps_what_is_done_ahead(&open(options).await).await;
+    progressing::keeps_ranges_of_what_is_ahead(&open(options).await).await;
     progressing::seeking_forgets_what_is_ahead(&open(options).await).await;
     progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
     progressing::a_second_report_replaces_the_first(&open(options).await).await;
@@ -81,6 +82,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     keeping::one_event_may_exceed_the_bytes(&open(keep(Retention { bytes: 10, ..retention })).await).await;
     keeping::by_age(&open(keep(Retention { age: Duration::ZERO, ..retention })).await).await;
     keeping::forgets_all_about_a_removed_event(&open(keep(Retention { count: 1, ..retention })).await).await;
+    keeping::forgets_what_is_ahead_and_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::says_what_was_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     redelivering::outlives_what_it_copies(&open(keep(Retention { count: 1, ..retention })).await).await;
     keeping::counts_what_it_holds(&open(options).await).await;

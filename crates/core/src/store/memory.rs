@@ -112,7 +112,8 @@ impl State {
         }
         self.reports.remove(&event.sequence);
         for progress in self.clients.values_mut() {
-            progress.ahead.remove(&event.sequence);
+            // The oldest goes first: all before it is gone already.
+            progress.ahead.remove_through(event.sequence);
         }
     }
 
@@ -184,7 +185,7 @@ impl State {
         progress.cursor = progress.cursor.max(cursor);
         let ahead = beyond(&acknowledgements, progress.cursor);
         progress.ahead.extend(ahead.into_iter().filter(|sequence| self.log.contains(*sequence)));
-        progress.ahead = progress.ahead.split_off(&progress.cursor.next());
+        progress.ahead.remove_through(progress.cursor);
         for Acknowledgement { sequence, outcomes } in acknowledgements {
             if outcomes.is_empty() || !self.log.contains(sequence) {
                 continue;

@@ -161,7 +161,7 @@ impl Model {
             }
         }
         let cursor = progress.cursor;
-        progress.ahead.retain(|sequence| *sequence > cursor);
+        progress.ahead.remove_through(cursor);
     }
 
     fn read(&self, after: Sequence, filter: &Filter, limit: ReadLimit) -> Vec<Arc<Event>> {

@@ -6,6 +6,10 @@ fn sequences(numbers: impl IntoIterator<Item = u64>) -> Vec<Sequence> {
     numbers.into_iter().map(Sequence::new).collect()
 }
 
+fn ahead(numbers: impl IntoIterator<Item = u64>) -> Ranges {
+    sequences(numbers).into_iter().collect()
+}
+
 const HEAD: Sequence = Sequence::new(1000);
 
 fn flow(events: usize, bytes: u64) -> Flow {
@@ -41,7 +45,7 @@ fn only_what_was_sent_can_be_acknowledged_and_once() {
 
 #[test]
 fn what_was_acknowledged_ahead_is_passed_over() {
-    let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(6)].into() };
+    let progress = Progress { cursor: Sequence::new(4), ahead: ahead([6]) };
     let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);
     assert_eq!(flow.position(), Sequence::new(4));
     assert!(flow.wants(Sequence::new(5)));
@@ -72,7 +76,7 @@ fn what_is_acknowledged_before_it_is_sent_again_is_passed_over() {
 
 #[test]
 fn what_was_passed_over_is_not_acknowledged_again() {
-    let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(5)].into() };
+    let progress = Progress { cursor: Sequence::new(4), ahead: ahead([5]) };
     let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);
     assert!(!flow.wants(Sequence::new(5)));
     assert_eq!(flow.cursor(), Sequence::new(5));
@@ -102,7 +106,7 @@ fn what_is_deferred_makes_room_and_holds_the_cursor() {
 
 #[test]
 fn what_was_deferred_on_an_earlier_stream_is_passed_over() {
-    let progress = Progress { cursor: Sequence::new(4), ahead: [Sequence::new(8)].into() };
+    let progress = Progress { cursor: Sequence::new(4), ahead: ahead([8]) };
     let deferred = sequences([3, 6, 8]);
     let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, deferred);
     assert_eq!((flow.deferred(), flow.cursor()), (1, Sequence::new(4)), "the others are done");
@@ -114,6 +118,49 @@ fn what_was_deferred_on_an_earlier_stream_is_passed_over() {
     assert_eq!(flow.cursor(), Sequence::new(5));
     assert!(flow.acknowledged(Sequence::new(6), HEAD), "given up without being recalled");
     assert_eq!(flow.cursor(), Sequence::new(9));
+}
+
+#[test]
+fn what_is_done_or_deferred_is_not_read_again() {
+    let progress = Progress { cursor: Sequence::new(4), ahead: ahead([6, 7, 9, 12, 13]) };
+    let window = Window { events: 10, bytes: 100 };
+    let mut flow = Flow::new(progress.clone(), window, sequences([5, 8, 12]));
+    flow.skip_known(HEAD);
+    assert_eq!((flow.position(), flow.cursor()), (Sequence::new(9), Sequence::new(4)), "5 is undone");
+    assert_eq!((flow.deferred(), flow.room()), (2, Some(window)));
+    flow.recall(Sequence::new(8));
+    flow.recall(Sequence::new(5));
+    assert_eq!(flow.next_recalled(), Some(Sequence::new(5)));
+    flow.sent(Sequence::new(5), 1);
+    assert!(flow.acknowledged(Sequence::new(5), HEAD));
+    assert_eq!(flow.cursor(), Sequence::new(7));
+    for number in [10, 11] {
+        flow.skip_known(HEAD);
+        assert_eq!(flow.position(), Sequence::new(number - 1), "{number} was never acknowledged");
+        assert!(flow.wants(Sequence::new(number)));
+        flow.sent(Sequence::new(number), 1);
+    }
+    flow.skip_known(HEAD);
+    assert_eq!(flow.position(), Sequence::new(13));
+    assert!(!flow.acknowledged(Sequence::new(12), HEAD), "it came before");
+
+    let mut dead = Flow::new(progress, window, []);
+    dead.skip_known(HEAD);
+    assert_eq!(dead.position(), Sequence::new(4), "a client that died knows of nothing put down");
+}
+
+#[test]
+fn what_is_not_there_yet_is_not_skipped() {
+    let deferred = sequences([5, 6, 7, Sequence::MAX.get()]);
+    let progress = Progress { cursor: Sequence::new(4), ..Progress::default() };
+    let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, deferred);
+    for head in [4, 6, 6] {
+        flow.skip_known(Sequence::new(head));
+        assert_eq!(flow.position(), Sequence::new(head));
+    }
+    flow.recall(Sequence::new(7));
+    assert_eq!(flow.next_recalled(), None, "it comes in its turn");
+    assert!(flow.wants(Sequence::new(7)));
 }
 
 #[test]
@@ -185,6 +232,8 @@ enum Step {
     Send,
     /// A page ends before that event.
     ReadOn,
+    /// The stream passes over what is known, without reading.
+    Skip,
     Acknowledge(Sequence),
     /// The client puts one of the events down that it has, or wants one again that it put down.
     Defer(usize),
@@ -199,6 +248,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => Just(Step::Send),
         2 => Just(Step::ReadOn),
+        2 => Just(Step::Skip),
         8 => (0..LAST + 4).prop_map(|number| Step::Acknowledge(Sequence::new(number))),
         4 => any::<usize>().prop_map(Step::Defer),
         3 => any::<usize>().prop_map(Step::Recall),
@@ -244,6 +294,7 @@ impl Model {
             Step::Send if self.flow.room().is_some() => self.send()?,
             Step::Send => prop_assert_eq!(self.flow.outstanding(), self.window.events),
             Step::ReadOn => self.flow.read_to(self.upcoming().map_or(Self::HEAD, Sequence::previous)),
+            Step::Skip => self.skip()?,
             Step::Acknowledge(sequence) => self.acknowledge(sequence)?,
             Step::Defer(choice) => self.defer(choice),
             Step::Recall(choice) => self.recall(choice),
@@ -273,6 +324,17 @@ impl Model {
         let sent = self.selected.range(..=self.flow.position());
         let open = sent.filter(|one| !self.acknowledged.contains(one) && !self.wanted.contains(one));
         open.filter(|one| !self.down.contains(one)).copied().collect()
+    }
+
+    fn skip(&mut self) -> Result<(), TestCaseError> {
+        let known =
+            |sequence: &Sequence| self.acknowledged.contains(sequence) || self.down.contains(sequence);
+        let position = self.flow.position();
+        let next = (position.next().get()..=LAST).map(Sequence::new);
+        let expected = next.take_while(known).last().unwrap_or(position);
+        self.flow.skip_known(Self::HEAD);
+        prop_assert_eq!(self.flow.position(), expected);
+        Ok(())
     }
 
     fn defer(&mut self, choice: usize) {
@@ -327,7 +389,7 @@ impl Model {
             self.acknowledged.insert(sequence);
             self.stored.cursor = self.stored.cursor.max(self.flow.cursor());
             self.stored.ahead.insert(sequence);
-            self.stored.ahead = self.stored.ahead.split_off(&self.stored.cursor.next());
+            self.stored.ahead.remove_through(self.stored.cursor);
         }
         Ok(())
     }

@@ -94,7 +94,9 @@ impl Session {
     async fn next(&self) -> Next {
         loop {
             {
-                let flow = self.flow();
+                let mut flow = self.flow();
+                // While one event is stuck, a stream begins before it, and all after it may be done.
+                flow.skip_known(head(&*self.store));
                 match (flow.room(), flow.next_recalled()) {
                     (Some(_), Some(recalled)) => return Next::Recalled(recalled),
                     (Some(room), None) => return Next::After(flow.position(), room),

@@ -94,6 +94,49 @@ async fn what_was_put_down_stays_down_over_a_reconnect() {
 }
 
 #[tokio::test]
+async fn a_stream_begins_behind_what_is_done_or_put_down() {
+    let server = with_pushes("", 8).await;
+    let mut raw = open_narrow(&server, &[]).await;
+    assert_eq!((raw.event().await, raw.event().await), (1, 2));
+    raw.send(deferral([1])).await;
+    assert_eq!(raw.event().await, 3);
+    for sequence in [2, 3, 4] {
+        raw.send(acknowledgement(sequence)).await;
+        assert_eq!(raw.event().await, sequence + 2);
+    }
+    raw.send(deferral([5])).await;
+    raw.send(acknowledgement(6)).await;
+    assert_eq!((raw.event().await, raw.event().await), (7, 8));
+    drop(raw);
+    let progress = async || server.store.progress(&"a".parse().unwrap()).await.unwrap().unwrap();
+    let stored_6 = async {
+        while !progress().await.ahead.contains(Sequence::new(6)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(stored_6).await;
+    let ranges = [(2, 4), (6, 6)].map(|(first, last)| (Sequence::new(first), Sequence::new(last)));
+    assert_eq!(progress().await.ahead.iter().collect::<Vec<_>>(), ranges);
+
+    let one = Subscription { max_unacknowledged_events: 1, deferred: vec![1, 5], ..subscription("a") };
+    let mut raw = open(&server, Some(TOKEN), Some(Wire::Subscription(one))).await.unwrap();
+    assert_eq!(raw.event().await, 7, "all before it is done or put down");
+    raw.send(recall([1])).await;
+    for (sequence, next) in [(7, 1), (1, 8)] {
+        raw.send(acknowledgement(sequence)).await;
+        assert_eq!(raw.event().await, next);
+    }
+    raw.send(acknowledgement(8)).await;
+    stored(&mut raw, 8).await;
+    assert_eq!(cursor(&server).await, 4, "5 is still down");
+    raw.send(recall([5])).await;
+    assert_eq!(raw.event().await, 5);
+    raw.send(acknowledgement(5)).await;
+    stored(&mut raw, 5).await;
+    assert_eq!((cursor(&server).await, progress().await.ahead.is_empty()), (8, true));
+}
+
+#[tokio::test]
 async fn what_retention_took_meanwhile_is_missed() {
     let server = with_pushes("retention-count = 2", 2).await;
     let mut raw = open_narrow(&server, &[]).await;

@@ -64,13 +64,30 @@ pub(super) async fn forgets_all_about_a_removed_event(store: &impl EventStore) {
     assert_eq!(store.reports(first).await.expect("the reports"), []);
     assert_eq!(store.reports(second).await.expect("the reports").len(), 1);
     let progress = store.progress(&name).await.expect("the progress").expect("a cursor");
-    assert_eq!(progress.ahead, [second].into());
+    assert_eq!(progress.ahead, [second].into_iter().collect());
 
     let again = append(store, 0).await;
     assert!(
         matches!(again, Appended::Stored { redelivery: false, .. }),
         "its identity is forgotten: {again:?}"
     );
+}
+
+/// The store keeps three events.
+pub(super) async fn forgets_what_is_ahead_and_removed(store: &impl EventStore) {
+    let all = fill(store, 0..3).await;
+    for name in ["a", "b"] {
+        let done = all.iter().copied().map(acknowledgement).collect();
+        store.acknowledge(&client(name), done, Sequence::ZERO).await.expect("the acknowledgement");
+    }
+    for removed in 1..=3 {
+        fill(store, [2 + removed as u64]).await;
+        until_holds(store, 3).await;
+        for name in ["a", "b"] {
+            let progress = store.progress(&client(name)).await.expect("the progress").expect("a cursor");
+            assert_eq!(progress.ahead, all[removed..].iter().copied().collect());
+        }
+    }
 }
 
 /// The store keeps three events. Whoever reads can tell what was removed before they came to it.

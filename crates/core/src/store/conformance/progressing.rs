@@ -53,6 +53,26 @@ pub(super) async fn keeps_what_is_done_ahead(store: &impl EventStore) {
     assert_eq!(progress(store, "a").await, at(all[5], &[]));
 }
 
+/// While one event is stuck, all others are done ahead of it, in whatever order.
+pub(super) async fn keeps_ranges_of_what_is_ahead(store: &impl EventStore) {
+    let all = fill(store, 0..60).await;
+    let ahead = &all[1..];
+    for step in [2, 3, 1] {
+        let sequences: Vec<_> = ahead.iter().rev().step_by(step).copied().collect();
+        for some in sequences.chunks(7) {
+            acknowledge(store, "a", some, Sequence::ZERO).await;
+        }
+    }
+    let kept = progress(store, "a").await.expect("a cursor");
+    assert_eq!(Some(&kept), at(Sequence::ZERO, ahead).as_ref());
+    let gaps = ahead.windows(2).filter(|pair| pair[0].next() < pair[1]).count();
+    assert_eq!(kept.ahead.ranges(), 1 + gaps, "what follows each other is one");
+    for passed in [0, 30, 58, 59] {
+        acknowledge(store, "a", &[], all[passed]).await;
+        assert_eq!(progress(store, "a").await, at(all[passed], &all[passed + 1..]));
+    }
+}
+
 pub(super) async fn seeking_forgets_what_is_ahead(store: &impl EventStore) {
     let all = fill(store, 0..4).await;
     acknowledge(store, "a", &[all[1], all[3]], Sequence::ZERO).await;

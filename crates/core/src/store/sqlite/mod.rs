@@ -41,6 +41,7 @@
 //! is refused rather than begun anew. The folders above it are durable before it has its name. The store does not scan
 //! at open; damage inside a page is found when it is read. It fails what needs that page, and nothing else.
 
+mod ahead;
 mod catalog;
 mod codec;
 mod folder;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, MAIN_DB, OptionalExtension, Rows, params};
 use tokio::sync::Semaphore;
 
-use super::{Shared, codec, schema};
+use super::{Shared, ahead, codec, schema};
 use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::repository::RepositoryPattern;
@@ -192,10 +192,7 @@ pub(super) fn progress(connection: &Connection, client: &ClientId) -> rusqlite::
         .query_row([client.as_str()], |row| codec::sequence(row, 0))
         .optional()?;
     let Some(cursor) = cursor else { return Ok(None) };
-    let mut select = transaction.prepare_cached("SELECT sequence FROM ahead WHERE client = ?1")?;
-    let ahead =
-        select.query_map([client.as_str()], |row| codec::sequence(row, 0))?.collect::<Result<_, _>>()?;
-    Ok(Some(Progress { cursor, ahead }))
+    Ok(Some(Progress { cursor, ahead: ahead::load(&transaction, client)? }))
 }
 
 /// All that was reported of one event.

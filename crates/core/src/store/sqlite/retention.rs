@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::writer::{self, Writer};
-use super::{codec, schema, statements};
+use super::{ahead, codec, schema, statements};
 use crate::event::{Sequence, Timestamp};
 
 /// How many events one step removes: not fewer than a group appends.
@@ -228,11 +228,10 @@ impl Writer {
             "DELETE FROM events WHERE sequence <= ?1",
             "DELETE FROM payloads WHERE sequence <= ?1",
             "DELETE FROM outcomes WHERE sequence <= ?1",
-            // By client, because that is what the table is ordered by; who is ahead has a cursor.
-            "DELETE FROM ahead WHERE client IN (SELECT client FROM cursors) AND sequence <= ?1",
         ] {
             transaction.prepare_cached(statement)?.execute([codec::signed(last.get())])?;
         }
+        ahead::remove_through_for_all(&transaction, last)?;
         let oldest = oldest(&transaction)?;
         position.first = oldest.map_or(Sequence::ZERO, |(sequence, _)| sequence);
         position.removed += held.events.saturating_sub(position.events);

@@ -36,6 +36,8 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `accepted_at` is the store's own clock, which never goes back: see `retention`.
 /// - `payloads` and the tables about clients refer to events without a foreign key: retention always removes a
 ///   prefix of the log, which is one range in each of them.
+/// - `ahead` has ranges since the second version. What the first kept one by one is put together by walking it in its
+///   own order, because it may be as much as there are events.
 /// - `position` has one row; its `store` is the store's id.
 /// - `for_client` and `for_target` are the event's address. `original` is the event of which an operator made it, and
 ///   null for what a sender sent: only that has an identity.
@@ -116,6 +118,29 @@ pub(super) const MIGRATIONS: &[&str] = &[
         pattern TEXT PRIMARY KEY,
         change  TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+
+    ALTER TABLE ahead RENAME TO ahead_one_by_one;
+    CREATE TABLE ahead (
+        client TEXT NOT NULL,
+        first  INTEGER NOT NULL,
+        last   INTEGER NOT NULL,
+        PRIMARY KEY (client, first)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO ahead (client, first, last)
+        SELECT client, sequence, (
+            SELECT sequence FROM ahead_one_by_one AS later
+            WHERE later.client = one.client AND later.sequence >= one.sequence AND NOT EXISTS (
+                SELECT 1 FROM ahead_one_by_one AS next
+                WHERE next.client = later.client AND next.sequence = later.sequence + 1
+            )
+            ORDER BY sequence LIMIT 1
+        )
+        FROM ahead_one_by_one AS one
+        WHERE NOT EXISTS (
+            SELECT 1 FROM ahead_one_by_one AS previous
+            WHERE previous.client = one.client AND previous.sequence = one.sequence - 1
+        );
+    DROP TABLE ahead_one_by_one;
 ",
 ];
 

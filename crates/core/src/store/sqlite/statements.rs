@@ -2,7 +2,7 @@
 
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
-use super::{codec, reader};
+use super::{ahead, codec, reader};
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::repository::RepositoryPattern;
 use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistChange, beyond};
@@ -152,16 +152,9 @@ pub(super) fn acknowledge(
              ON CONFLICT (client) DO UPDATE SET cursor = max(cursor, excluded.cursor) RETURNING cursor",
         )?
         .query_row(params![name, codec::signed(cursor.get())], |row| codec::sequence(row, 0))?;
-    transaction
-        .prepare_cached("DELETE FROM ahead WHERE client = ?1 AND sequence <= ?2")?
-        .execute(params![name, codec::signed(cursor.get())])?;
-    // Both inserts take nothing if retention has removed the event.
-    let mut ahead = transaction.prepare_cached(
-        "INSERT OR IGNORE INTO ahead (client, sequence) SELECT ?1, sequence FROM events WHERE sequence = ?2",
-    )?;
-    for sequence in beyond(acknowledgements, cursor) {
-        ahead.execute(params![name, codec::signed(sequence.get())])?;
-    }
+    ahead::remove_through(transaction, client, cursor)?;
+    ahead::insert(transaction, client, beyond(acknowledgements, cursor))?;
+    // Takes nothing if retention has removed the event.
     let mut insert = transaction.prepare_cached(
         "INSERT OR REPLACE INTO outcomes (sequence, client, target, result, code, attempts, duration_ns, at, detail) \
          SELECT sequence, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM events WHERE sequence = ?1",
@@ -193,8 +186,7 @@ pub(super) fn seek(
     transaction
         .prepare_cached("INSERT OR REPLACE INTO cursors (client, cursor) VALUES (?1, ?2)")?
         .execute(params![client.as_str(), codec::signed(cursor.get())])?;
-    transaction.prepare_cached("DELETE FROM ahead WHERE client = ?1")?.execute([client.as_str()])?;
-    Ok(())
+    ahead::clear(transaction, client)
 }
 
 /// Writes head and totals.

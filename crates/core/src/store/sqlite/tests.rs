@@ -163,7 +163,8 @@ async fn everything_survives_reopening() {
     assert_eq!(store.id(), id);
     assert_ne!(store.id(), open(&TempDir::new().unwrap()).id());
     assert_eq!(*store.head().borrow(), Sequence::new(5));
-    assert_eq!(store.progress(&client()).await.unwrap(), Some(Progress { cursor, ahead: [ahead].into() }));
+    let progress = Progress { cursor, ahead: [ahead].into_iter().collect() };
+    assert_eq!(store.progress(&client()).await.unwrap(), Some(progress));
     assert_eq!(
         store.reports(ahead).await.unwrap(),
         [Report {

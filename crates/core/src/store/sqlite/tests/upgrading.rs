@@ -28,7 +28,9 @@ fn of_version_1() -> TempDir {
     }
     let failed = "INSERT INTO outcomes VALUES (2, 'a', 'jenkins', 'failed', 500, 3, 7, 8, 'no')";
     connection.execute(failed, ()).unwrap();
-    connection.execute("INSERT INTO cursors VALUES ('a', 2)", ()).unwrap();
+    connection.execute("INSERT INTO cursors VALUES ('a', 2), ('b', 0), ('c', 0)", ()).unwrap();
+    let ahead = "INSERT INTO ahead VALUES ('a', 3), ('b', 1), ('b', 3), ('c', 1), ('c', 2), ('c', 3)";
+    connection.execute(ahead, ()).unwrap();
     folder
 }
 
@@ -45,7 +47,13 @@ async fn the_first_version_is_upgraded_and_loses_nothing() {
         }
         assert_eq!((page.events.len(), page.removed_to), (3, Sequence::ZERO));
         assert_eq!(holds(&store).await.events, 3);
-        assert_eq!(store.cursors().await.unwrap(), [(client(), Sequence::new(2))]);
+        let ranges: [(_, _, &[(u64, u64)]); 3] =
+            [("a", 2, &[(3, 3)]), ("b", 0, &[(1, 1), (3, 3)]), ("c", 0, &[(1, 3)])];
+        for (name, cursor, expected) in ranges {
+            let progress = store.progress(&name.parse().unwrap()).await.unwrap().unwrap();
+            let ahead = progress.ahead.iter().map(|(first, last)| (first.get(), last.get()));
+            assert_eq!((progress.cursor.get(), ahead.collect::<Vec<_>>().as_slice()), (cursor, expected));
+        }
         let dead = FateFilter { fate: Fate::DeadLetter, client: None, target: Some("jenkins".into()) };
         let listed = store.list(&Listing { fate: Some(dead), ..Listing::default() }).await.unwrap();
         assert_eq!(listed.entries.len(), 1, "what was a dead letter is one");
