@@ -325,6 +325,7 @@ impl Shared {
             watchlist: Arc::clone(&watchlist),
             metrics: Arc::clone(&metrics),
             draining: ending.stop.clone(),
+            shown: Arc::new(Semaphore::new(admin::SHOWN_BYTES as usize)),
         });
         Ok(Self { store, watchlist, metrics, registry, admin, tasks, ending })
     }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
@@ -21,10 +22,11 @@ use gitstafette_proto::convert::{
 };
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Redeliveries, missing};
+use super::{Admin, Redeliveries, Shown, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
 use crate::watchlist::ChangeError;
@@ -146,6 +148,18 @@ struct Asked {
     order: Option<String>,
 }
 
+/// What can be asked of events that are still to come.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Followed {
+    repository: String,
+    event: String,
+}
+
+fn filter(repositories: &str, events: &str) -> Result<Filter, Problem> {
+    Ok(Filter { repositories: list_of("repository", repositories)?, events: list_of("event", events)? })
+}
+
 impl Asked {
     fn listing(&self) -> Result<Listing, Problem> {
         let fate = parsed::<Fate>("fate", self.fate.as_deref())?;
@@ -158,7 +172,7 @@ impl Asked {
             ));
         }
         Ok(Listing {
-            filter: self.filter()?,
+            filter: filter(&self.repository, &self.event)?,
             delivery_id: parsed("delivery", self.delivery.as_deref())?,
             received_since: self.since.as_deref().map(time).transpose()?,
             fate: fate.map(|fate| FateFilter { fate, client, target }),
@@ -170,13 +184,6 @@ impl Asked {
                 Some(_) => return Err(bad_request("order", "it is newest or oldest")),
             },
             ..Listing::default()
-        })
-    }
-
-    fn filter(&self) -> Result<Filter, Problem> {
-        Ok(Filter {
-            repositories: list_of("repository", &self.repository)?,
-            events: list_of("event", &self.event)?,
         })
     }
 
@@ -214,19 +221,31 @@ async fn dead_letters(
 async fn show(
     State(operators): State<Operators>,
     Checked(Path(sequence)): Checked<Path<u64>>,
-) -> Result<Json<ShownEvent>, Problem> {
+) -> Result<Response, Problem> {
     let sequence = Sequence::new(sequence);
     let shown = operators.admin.show(sequence).await?;
-    let (event, reports) = shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
-    Ok(Json(ShownEvent::new(&event, reports)))
+    let Shown { event, reports, share } =
+        shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
+    let response = Json(ShownEvent::new(&event, reports)).into_response();
+    // However slowly it is read, it is on its way until its body is dropped.
+    Ok(response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &share;
+            frame
+        }))
+    }))
 }
 
-/// Server-sent events (WHATWG HTML, "Server-sent events"): one a webhook, its data an entry.
+/// Server-sent events (WHATWG HTML, "Server-sent events"): one a webhook, its data an entry. A browser that comes again
+/// names the last one it had.
 async fn follow(
     State(operators): State<Operators>,
-    Checked(Query(asked)): Checked<Query<Asked>>,
+    headers: HeaderMap,
+    Checked(Query(asked)): Checked<Query<Followed>>,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
-    let entries = operators.admin.follow(asked.filter()?);
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let filter = filter(&asked.repository, &asked.event)?;
+    let entries = operators.admin.follow(filter, last.map(Sequence::new));
     let messages = entries.map(|entry| {
         let message = match entry {
             Ok(entry) => Message::default().id(entry.sequence.to_string()).json_data(entry),

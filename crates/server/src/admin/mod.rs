@@ -17,6 +17,7 @@ use gitstafette_core::store::{
 };
 use gitstafette_proto::convert::{RedeliveryRequest, SubscriptionState, WatchlistEntry};
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -26,6 +27,8 @@ use crate::watchlist::{ChangeError, LiveWatchlist};
 
 pub(crate) use http::router;
 
+/// The bytes of all events that are shown at once; a larger one is shown alone.
+pub(crate) const SHOWN_BYTES: u32 = 8 << 20;
 /// How often the store is asked again for one page of a listing. Each time it looks at some thousand events; what finds
 /// little goes on with the caller's next page.
 const LOOKS: usize = 64;
@@ -43,6 +46,8 @@ pub(crate) struct Admin {
     pub(crate) metrics: Arc<Metrics>,
     /// Followers end with it.
     pub(crate) draining: CancellationToken,
+    /// Room for the bytes of events that are shown.
+    pub(crate) shown: Arc<Semaphore>,
 }
 
 /// One event that is delivered again.
@@ -67,6 +72,13 @@ pub(crate) struct Redeliveries {
     last: Sequence,
 }
 
+/// One event that is shown.
+struct Shown {
+    event: Arc<Event>,
+    reports: Vec<Report>,
+    share: OwnedSemaphorePermit,
+}
+
 impl Admin {
     /// One page of the log. It is cut short when what was reported of its events becomes much.
     async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
@@ -89,19 +101,31 @@ impl Admin {
         Ok(listed)
     }
 
-    /// One event, and what was reported of it; `None` if it is not stored.
-    async fn show(&self, sequence: Sequence) -> Result<Option<(Arc<Event>, Vec<Report>)>, StoreError> {
+    /// One event, and what was reported of it; `None` if it is not stored. It holds its share of what all that are shown
+    /// at once may take: for as long as it is on its way.
+    async fn show(&self, sequence: Sequence) -> Result<Option<Shown>, StoreError> {
+        let listing = Listing { first: sequence, last: sequence, limit: 1, ..Listing::default() };
+        let Some(entry) = self.store.list(&listing).await?.entries.pop() else { return Ok(None) };
+        let share = u32::try_from(entry.size).unwrap_or(u32::MAX).min(SHOWN_BYTES);
+        let share =
+            Arc::clone(&self.shown).acquire_many_owned(share).await.map_err(|_| StoreError::Closed)?;
         let limit = ReadLimit { events: 1, bytes: 0 };
         let page = self.store.read(sequence.previous(), &Filter::default(), limit).await?;
         match page.events.into_iter().find(|event| event.sequence == sequence) {
-            Some(event) => Ok(Some((event, self.store.reports(sequence).await?))),
+            Some(event) => Ok(Some(Shown { event, reports: entry.reports, share })),
             None => Ok(None),
         }
     }
 
-    /// Entries as events are accepted, from now on.
-    fn follow(self: Arc<Self>, filter: Filter) -> impl Stream<Item = Result<Entry, StoreError>> + Send {
-        let state = Some((self.store.head(), *self.store.head().borrow(), Vec::new().into_iter()));
+    /// Entries as events are accepted: after a sequence, or from now on.
+    fn follow(
+        self: Arc<Self>,
+        filter: Filter,
+        after: Option<Sequence>,
+    ) -> impl Stream<Item = Result<Entry, StoreError>> + Send {
+        let heads = self.store.head();
+        let after = after.unwrap_or_else(|| *heads.borrow());
+        let state = Some((heads, after, Vec::new().into_iter()));
         futures_util::stream::unfold(state, move |state| {
             let (admin, filter) = (Arc::clone(&self), filter.clone());
             async move {

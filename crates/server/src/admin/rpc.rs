@@ -32,10 +32,10 @@ impl Admin {
     ) -> Result<v1::ShowEventResponse, Status> {
         let sequence = Sequence::new(wire.sequence);
         let shown = self.show(sequence).await.map_err(|error| status(&error))?;
-        let (event, reports) = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
+        let shown = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
         Ok(v1::ShowEventResponse {
-            event: Some((&*event).into()),
-            reports: reports.iter().map(Into::into).collect(),
+            event: Some((&*shown.event).into()),
+            reports: shown.reports.iter().map(Into::into).collect(),
         })
     }
 
@@ -45,7 +45,8 @@ impl Admin {
     ) -> Result<BoxStream<v1::FollowEventsResponse>, Status> {
         let listing: Listing =
             wire.selection.unwrap_or_default().try_into().map_err(|error: WireError| malformed(&error))?;
-        let responses = self.follow(listing.filter).map(|entry| match entry {
+        let after = (listing.first > Sequence::ZERO).then(|| listing.first.previous());
+        let responses = self.follow(listing.filter, after).map(|entry| match entry {
             Ok(entry) => Ok(v1::FollowEventsResponse { entry: Some(Entry::from(&entry)) }),
             Err(error) => Err(status(&error)),
         });

@@ -32,7 +32,7 @@ pub(crate) enum Refusal {
     Incomplete,
     #[error("too many bytes of webhooks are being received at once; try again")]
     Overloaded,
-    #[error("{0} is not on the watchlist; add it with --repositories")]
+    #[error("{0} is not on the watchlist; add it with --repositories or `gitstafette-client watchlist add`")]
     NotWatched(String),
     #[error("the payload names neither a repository nor an owner; only --repositories '*' takes such events")]
     OfNobody,

@@ -90,6 +90,20 @@ pub(super) fn encode_headers(headers: &Headers) -> Vec<u8> {
     blob
 }
 
+/// The checksum of a payload (CRC-32, as in zlib). SQLite has none over its pages: bytes that a disk changed would reach the
+/// target as if they had been sent.
+pub(super) fn checksum(headers: &[u8], body: &[u8]) -> u32 {
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(headers);
+    checksum.update(body);
+    checksum.finalize()
+}
+
+/// The stored bytes are not those that were stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the payload of event {0} has changed on the disk: its checksum is another")]
+pub(super) struct ChecksumError(pub(super) Sequence);
+
 /// Headers from their blob; an error if it is not one.
 pub(super) fn decode_headers(blob: &[u8]) -> Result<Headers, HeaderBlobError> {
     let mut rest = blob;

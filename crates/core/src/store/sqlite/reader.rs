@@ -157,17 +157,21 @@ fn payload(
     sequence: Sequence,
 ) -> rusqlite::Result<(crate::headers::Headers, Bytes)> {
     let row_id = codec::signed(sequence.get());
-    let mut select =
-        connection.prepare_cached("SELECT headers, length(body) FROM payloads WHERE sequence = ?1")?;
-    let (headers, length) = select.query_row([row_id], |row| {
-        let headers = codec::decode_headers(row.get_ref(0)?.as_blob()?).map_err(|error| {
-            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error))
-        })?;
-        Ok((headers, row.get::<_, u32>(1)?))
-    })?;
+    let mut select = connection
+        .prepare_cached("SELECT headers, length(body), checksum FROM payloads WHERE sequence = ?1")?;
+    let (blob, length, checksum): (Vec<u8>, u32, Option<u32>) =
+        select.query_row([row_id], |row| row.try_into())?;
+    let damaged = |error: Box<dyn std::error::Error + Send + Sync>| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, error)
+    };
     // Not as a column: SQLite would put it together in memory of its own first.
     let mut body = vec![0; length as usize];
     connection.blob_open(MAIN_DB, "payloads", "body", row_id, true)?.read_at_exact(&mut body, 0)?;
+    // What the first version stored has none.
+    if checksum.is_some_and(|stored| stored != codec::checksum(&blob, &body)) {
+        return Err(damaged(codec::ChecksumError(sequence).into()));
+    }
+    let headers = codec::decode_headers(&blob).map_err(|error| damaged(error.into()))?;
     Ok((headers, Bytes::from(body)))
 }
 

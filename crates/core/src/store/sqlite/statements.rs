@@ -121,14 +121,17 @@ impl Batch<'_> {
     fn insert_payload(&self, sequence: Sequence, webhook: &Webhook) -> rusqlite::Result<()> {
         let (row_id, headers) = (codec::signed(sequence.get()), codec::encode_headers(&webhook.headers));
         let body = &*webhook.body;
+        let checksum = codec::checksum(&headers, body);
         if body.len() < LARGE_BODY {
-            let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, ?3)";
-            self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, body])?;
+            let statement =
+                "INSERT INTO payloads (sequence, headers, body, checksum) VALUES (?1, ?2, ?3, ?4)";
+            self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, body, checksum])?;
             return Ok(());
         }
-        let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, zeroblob(?3))";
+        let statement =
+            "INSERT INTO payloads (sequence, headers, body, checksum) VALUES (?1, ?2, zeroblob(?3), ?4)";
         let length = codec::signed(body.len() as u64);
-        self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, length])?;
+        self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, length, checksum])?;
         let mut blob = self.transaction.blob_open(MAIN_DB, "payloads", "body", row_id, false)?;
         for (at, part) in body.chunks(LARGE_BODY).enumerate() {
             blob.write_all_at(part, at * LARGE_BODY)?;

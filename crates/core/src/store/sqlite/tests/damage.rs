@@ -182,3 +182,17 @@ async fn what_cannot_be_appended_for_damage_says_so() {
     assert!(store.statistics().await.unwrap().writable);
     assert_eq!(sequences(&store).await.len(), 502);
 }
+
+#[tokio::test]
+async fn bytes_that_changed_on_the_disk_are_not_delivered() {
+    let (folder, _) = closed_with(3).await;
+    shell(&folder)
+        .execute("UPDATE payloads SET body = zeroblob(length(body)) WHERE sequence = 2", ())
+        .unwrap();
+    let store = open(&folder);
+    let before = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+    assert_eq!((before.events.len(), before.read_to), (1, Sequence::new(1)));
+    let error = store.read(Sequence::new(1), &Filter::default(), ALL).await.unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }) && error.to_string().contains("event 2"), "{error}");
+    assert_eq!(store.read(Sequence::new(2), &Filter::default(), ALL).await.unwrap().events.len(), 1);
+}
