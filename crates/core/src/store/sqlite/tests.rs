@@ -1,5 +1,6 @@
 //! What only a store on a disk can be asked: reopening, refusing, running out of room.
 
+mod ahead;
 mod damage;
 mod full;
 mod large;

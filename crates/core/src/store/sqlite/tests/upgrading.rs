@@ -62,6 +62,8 @@ async fn the_first_version_is_upgraded_and_loses_nothing() {
     }
     let version = shell(&folder).query_row("PRAGMA user_version", (), |row| row.get::<_, u32>(0));
     assert_eq!(version.unwrap(), schema::MIGRATIONS.len() as u32);
+    let rows = shell(&folder).query_row("SELECT count(*) FROM ahead", (), |row| row.get::<_, u32>(0));
+    assert_eq!(rows.unwrap(), 4, "those that follow each other are one");
 
     let store = open(&folder);
     assert_eq!(append(&store, 1).await.unwrap(), Appended::Repeat { sequence: Sequence::new(1) });
