@@ -87,9 +87,9 @@ impl ClientAuth {
 /// Why a caller is not let in. Its fault; calling again the same way does not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
-    #[error("no bearer token; show one of the server's")]
+    #[error("no bearer token; set the client's token to one of the server's")]
     Missing,
-    #[error("the bearer token is wrong; show one of the server's")]
+    #[error("the bearer token is wrong; set the client's token to one of the server's")]
     Wrong,
     #[error("the token is a client's; this takes one of the server's --admin-token-file")]
     NotOperator,

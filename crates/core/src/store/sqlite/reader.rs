@@ -157,8 +157,9 @@ fn payload(
     sequence: Sequence,
 ) -> rusqlite::Result<(crate::headers::Headers, Bytes)> {
     let row_id = codec::signed(sequence.get());
-    let mut select = connection
-        .prepare_cached("SELECT headers, length(body), checksum FROM payloads WHERE sequence = ?1")?;
+    let mut select = connection.prepare_cached(
+        "SELECT headers, length(body), checksum FROM payloads JOIN events USING (sequence) WHERE sequence = ?1",
+    )?;
     let (blob, length, checksum): (Vec<u8>, u32, Option<u32>) =
         select.query_row([row_id], |row| row.try_into())?;
     let damaged = |error: Box<dyn std::error::Error + Send + Sync>| {

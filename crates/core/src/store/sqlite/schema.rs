@@ -106,7 +106,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE events ADD COLUMN for_client TEXT;
     ALTER TABLE events ADD COLUMN for_target TEXT;
-    ALTER TABLE payloads ADD COLUMN checksum INTEGER;
+    ALTER TABLE events ADD COLUMN checksum INTEGER;
     ALTER TABLE events ADD COLUMN original INTEGER;
 
     ALTER TABLE outcomes ADD COLUMN redelivered_as INTEGER;

@@ -82,12 +82,13 @@ impl Batch<'_> {
 
     fn insert(&mut self, webhook: &Webhook, marks: &Marks<'_>) -> rusqlite::Result<Sequence> {
         let (facts, size, sequence) = (&webhook.facts, webhook.size(), self.position.head.next());
+        let headers = codec::encode_headers(&webhook.headers);
         self.transaction
             .prepare_cached(
                 "INSERT INTO events (sequence, source, hook_id, delivery_id, event, action, repository_id, \
                  repository_name, owner, installation_id, received_at, accepted_at, redelivery, size, \
-                 for_client, for_target, original) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+                 for_client, for_target, original, checksum) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
             )?
             .execute(params![
                 codec::signed(sequence.get()),
@@ -107,8 +108,9 @@ impl Batch<'_> {
                 marks.address.client.as_ref().map(ClientId::as_str),
                 marks.address.target,
                 marks.original.map(|original| codec::signed(original.get())),
+                codec::checksum(&headers, &webhook.body),
             ])?;
-        self.insert_payload(sequence, webhook)?;
+        self.insert_payload(sequence, &headers, &webhook.body)?;
         if self.position.events == 0 {
             self.position.first = sequence;
         }
@@ -118,20 +120,17 @@ impl Batch<'_> {
         Ok(sequence)
     }
 
-    fn insert_payload(&self, sequence: Sequence, webhook: &Webhook) -> rusqlite::Result<()> {
-        let (row_id, headers) = (codec::signed(sequence.get()), codec::encode_headers(&webhook.headers));
-        let body = &*webhook.body;
-        let checksum = codec::checksum(&headers, body);
+    fn insert_payload(&self, sequence: Sequence, headers: &[u8], body: &[u8]) -> rusqlite::Result<()> {
+        let row_id = codec::signed(sequence.get());
         if body.len() < LARGE_BODY {
-            let statement =
-                "INSERT INTO payloads (sequence, headers, body, checksum) VALUES (?1, ?2, ?3, ?4)";
-            self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, body, checksum])?;
+            let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, ?3)";
+            self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, body])?;
             return Ok(());
         }
-        let statement =
-            "INSERT INTO payloads (sequence, headers, body, checksum) VALUES (?1, ?2, zeroblob(?3), ?4)";
+        // The body is the last column: only there SQLite does not put the zeros together first.
+        let statement = "INSERT INTO payloads (sequence, headers, body) VALUES (?1, ?2, zeroblob(?3))";
         let length = codec::signed(body.len() as u64);
-        self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, length, checksum])?;
+        self.transaction.prepare_cached(statement)?.execute(params![row_id, headers, length])?;
         let mut blob = self.transaction.blob_open(MAIN_DB, "payloads", "body", row_id, false)?;
         for (at, part) in body.chunks(LARGE_BODY).enumerate() {
             blob.write_all_at(part, at * LARGE_BODY)?;

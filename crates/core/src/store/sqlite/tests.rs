@@ -218,8 +218,9 @@ async fn a_crash_loses_nothing_accepted_and_keeps_nothing_by_halves() {
     inspect(&store, move |connection| {
         // Larger than the page cache, so that uncommitted pages are in the log when it is copied.
         connection.execute_batch("BEGIN; DELETE FROM events WHERE sequence = 7;").unwrap();
-        let mut insert =
-            connection.prepare("INSERT INTO payloads (sequence, headers, body) VALUES (?1, x'', zeroblob(100000))").unwrap();
+        let mut insert = connection
+            .prepare("INSERT INTO payloads (sequence, headers, body) VALUES (?1, x'', zeroblob(100000))")
+            .unwrap();
         for sequence in 100..200 {
             insert.execute([sequence]).unwrap();
         }
