@@ -83,6 +83,7 @@ pub(crate) async fn run(
         deliveries,
         has_started: false,
         has_deferred,
+        has_missed: false,
         patience: START_TIMEOUT,
         received: connection.received,
     };
@@ -104,6 +105,8 @@ struct Session<'a> {
     has_started: bool,
     /// Whether the subscription named deferred events.
     has_deferred: bool,
+    /// Whether it was said that something was missed.
+    has_missed: bool,
     /// How long the server may be silent: two heartbeats.
     patience: Duration,
     /// How many bytes have come in on the connection.
@@ -175,10 +178,13 @@ impl Session<'_> {
                 notify(Notice::Progress);
             }
             Response::Missed(missed) => {
-                error!(
-                    missed.first,
-                    missed.last, "the server's retention removed events before they came here"
-                );
+                // What was put down is found missing one by one: a line for each would flood the log.
+                if missed.first < missed.last || !std::mem::replace(&mut self.has_missed, true) {
+                    error!(
+                        missed.first,
+                        missed.last, "the server's retention removed events before they came here"
+                    );
+                }
                 self.deliveries.missed(Sequence::new(missed.first), Sequence::new(missed.last));
             }
             Response::GoAway(go_away) => return Err(End::GoAway(go_away.reason(), go_away.message)),

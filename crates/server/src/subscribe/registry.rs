@@ -56,6 +56,11 @@ impl Standing {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether nothing was missed on this stream so far.
+    pub(super) fn has_missed_none(&self) -> bool {
+        self.missed.load(Ordering::Relaxed) == 0
+    }
+
     pub(super) fn missed(&self, events: u64) {
         self.missed.fetch_add(events, Ordering::Relaxed);
     }

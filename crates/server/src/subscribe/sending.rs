@@ -214,12 +214,15 @@ impl Session {
 
     async fn say_missed(&self, first: Sequence, last: Sequence) -> Result<(), End> {
         let events = last.get() - first.get() + 1;
-        warn!(
-            missed.first = first.get(),
-            missed.last = last.get(),
-            missed.events = events,
-            "retention removed events that the client has not acknowledged"
-        );
+        // What was put down is asked for, and found missing, one by one: a line for each would flood the log.
+        if first < last || self.standing.has_missed_none() {
+            warn!(
+                missed.first = first.get(),
+                missed.last = last.get(),
+                missed.events = events,
+                "retention removed events that the client has not acknowledged"
+            );
+        }
         self.standing.missed(events);
         self.metrics.missed.inc_by(events);
         let missed = v1::Missed { first: first.get(), last: last.get() };
