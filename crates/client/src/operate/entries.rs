@@ -66,7 +66,11 @@ fn row(entry: &Entry) -> [String; 7] {
         entry.facts.repository_label().into_owned(),
         entry.facts.delivery_id.to_string(),
         size(entry.size),
-        if entry.redelivery { format!("{} (redelivery)", fate(&entry.reports)) } else { fate(&entry.reports) },
+        if entry.redelivery {
+            format!("{} (redelivery)", fate(&entry.reports))
+        } else {
+            fate(&entry.reports)
+        },
     ]
 }
 
