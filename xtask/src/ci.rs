@@ -18,7 +18,7 @@ struct Step {
 }
 
 /// The tests come last: whoever reads only the end of the output reads their result.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "format",
         component: Some("rustfmt"),
@@ -29,6 +29,13 @@ const STEPS: [Step; 6] = [
         name: "lints",
         component: Some("clippy"),
         arguments: &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+        environment: None,
+    },
+    Step {
+        // Not built here: that takes a C++ compiler. What the fuzz targets need follows the crates all the same.
+        name: "lock file of the fuzz targets",
+        component: None,
+        arguments: &["tree", "--manifest-path", "fuzz/Cargo.toml", "--depth", "0", "--locked"],
         environment: None,
     },
     Step {
