@@ -78,12 +78,15 @@ impl Flow {
     /// Whether an event that was read is to be sent: not if it was acknowledged before it was sent on this stream, or
     /// if the client deferred it. Asked once per event, in order.
     pub fn wants(&mut self, sequence: Sequence) -> bool {
-        if self.ahead.contains(sequence) {
-            // Before the rest of the page was read: the cursor may be asked for meanwhile.
+        let known = self.ahead.contains(sequence)
+            || self.deferred.contains(&sequence)
+            || self.recalled.contains(&sequence);
+        if known {
+            // Before the rest of the page was read: meanwhile the cursor may be asked for, and a recall must find that this
+            // one was passed.
             self.read_to(sequence);
-            return false;
         }
-        !self.deferred.contains(&sequence) && !self.recalled.contains(&sequence)
+        !known
     }
 
     /// Notes an event as sent, the next one of the log or a recalled one.

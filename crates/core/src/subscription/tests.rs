@@ -370,9 +370,7 @@ impl Model {
         let done = !self.flow.wants(sequence);
         let passed_over = self.acknowledged.contains(&sequence) || self.down.contains(&sequence);
         prop_assert_eq!(done, passed_over, "{} is or is not to be sent", sequence);
-        if done {
-            self.flow.read_to(sequence);
-        } else {
+        if !done {
             self.flow.sent(sequence, Self::SIZE);
         }
         Ok(())

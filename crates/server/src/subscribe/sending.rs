@@ -170,6 +170,10 @@ impl Session {
         };
         {
             let mut flow = self.flow();
+            // While it was read it may have been put down again, or one before it recalled.
+            if flow.next_recalled() != Some(sequence) {
+                return Ok(0);
+            }
             flow.sent(sequence, event.webhook.size());
             self.standing.follow(&flow);
         }
