@@ -278,6 +278,10 @@ impl Deliveries {
     /// Drops the bodies of what no lane has room for and a lane is held up with, as far as the server allows. What only
     /// waits its turn in a lane that gets on stays: it would come over the wire twice.
     fn defer(&mut self) {
+        // Looked at with each event: as a rule no lane is held up, and then there is nothing to look for.
+        if !self.lanes.any_is_held_up() {
+            return;
+        }
         let held_up = |sequence: &&Sequence| match self.pending.get(sequence).map(|pending| &pending.body) {
             Some(Body::Here(event)) => self.ways(event).iter().any(|key| self.lanes.is_held_up(key)),
             _ => false,

@@ -46,6 +46,10 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    fn is_held_up(&self) -> bool {
+        self.retrying || self.slow
+    }
+
     pub(crate) fn queue(&mut self, sequence: Sequence) {
         self.backlog.insert(sequence);
     }
@@ -136,7 +140,12 @@ impl Lanes {
 
     /// Whether the lane's first event holds up those behind it.
     pub(crate) fn is_held_up(&self, key: &LaneKey) -> bool {
-        self.open.get(key).is_some_and(|lane| lane.retrying || lane.slow)
+        self.open.get(key).is_some_and(Lane::is_held_up)
+    }
+
+    /// Whether some lane's does.
+    pub(crate) fn any_is_held_up(&self) -> bool {
+        self.open.values().any(Lane::is_held_up)
     }
 
     /// A lane is through with an event of this size.

@@ -76,10 +76,23 @@ impl LiveWatchlist {
             (change, _) => Some(change),
         };
         self.store.change_watchlist(pattern, kept).await?;
-        let state = State::new(&self.configured, self.store.watchlist_changes().await?);
+        let mut changes = self.changes();
+        changes.retain(|(other, _)| !other.is(pattern));
+        changes.extend(kept.map(|change| (pattern.clone(), change)));
+        let state = State::new(&self.configured, changes);
         let entries = state.entries.clone();
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         Ok(entries)
+    }
+
+    /// What is in force and not as configured.
+    fn changes(&self) -> Vec<(RepositoryPattern, WatchlistChange)> {
+        let change = |entry: WatchlistEntry| match entry.origin {
+            WatchlistOrigin::Configured => None,
+            WatchlistOrigin::Added => Some((entry.pattern, WatchlistChange::Added)),
+            WatchlistOrigin::Removed => Some((entry.pattern, WatchlistChange::Removed)),
+        };
+        self.entries().into_iter().filter_map(change).collect()
     }
 }
 

@@ -102,7 +102,7 @@ impl Admin {
     }
 
     /// One event, and what was reported of it; `None` if it is not stored. It holds its share of what all that are shown
-    /// at once may take: for as long as it is on its way.
+    /// at once may take: over HTTP for as long as it is on its way, over gRPC until it is handed to the connection.
     async fn show(&self, sequence: Sequence) -> Result<Option<Shown>, StoreError> {
         let listing = Listing { first: sequence, last: sequence, limit: 1, ..Listing::default() };
         let Some(entry) = self.store.list(&listing).await?.entries.pop() else { return Ok(None) };
