@@ -89,7 +89,7 @@ impl Gate {
     /// Hears how a try went.
     pub(crate) fn tried(&self, verdict: Verdict) {
         match verdict {
-            Verdict::Delivered => {
+            Verdict::Delivered | Verdict::Unwanted => {
                 self.away.store(false, Ordering::Relaxed);
                 if self.failing.swap(false, Ordering::Relaxed) {
                     self.answered.notify_waiters();

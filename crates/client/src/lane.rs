@@ -83,6 +83,7 @@ impl Lane {
             let result = match next {
                 Next::Delivered => OutcomeResult::Delivered,
                 Next::Refused | Next::GivenUp => OutcomeResult::Failed,
+                Next::Unwanted => OutcomeResult::Filtered,
                 Next::Again(longest) => {
                     if attempts == 1 {
                         self.report(Report::Retrying(self.key.clone()));
@@ -133,6 +134,7 @@ impl Lane {
         match next {
             Next::Delivered => line!(info, "delivered"),
             Next::Refused => line!(warn, detail, "refused for good"),
+            Next::Unwanted => line!(info, detail, "not wanted there"),
             Next::GivenUp => line!(warn, detail, "given up"),
             Next::Again(_) => line!(warn, detail, "will be tried again"),
         }

@@ -42,6 +42,8 @@ pub(crate) enum Next {
     Delivered,
     /// It would get the same answer again.
     Refused,
+    /// It is not wanted there.
+    Unwanted,
     /// It was tried long or often enough.
     GivenUp,
     /// It is tried again after so long.
@@ -55,6 +57,7 @@ impl DeliveryPolicy {
         let wait = match verdict {
             Verdict::Delivered => return Next::Delivered,
             Verdict::Final => return Next::Refused,
+            Verdict::Unwanted => return Next::Unwanted,
             Verdict::Unreachable => backoff,
             Verdict::Retry(wish) => {
                 // A target may ask for more patience than the backoff has, up to the last try.
@@ -86,6 +89,7 @@ mod tests {
         let after = |verdict, attempts| policy().after(verdict, attempts, Duration::ZERO, 1.0);
         assert_eq!(after(Verdict::Delivered, 1), Next::Delivered);
         assert_eq!(after(Verdict::Final, 1), Next::Refused);
+        assert_eq!(after(Verdict::Unwanted, 1), Next::Unwanted);
         assert_eq!(after(Verdict::Unreachable, 1), Next::Again(SECOND));
         assert_eq!(after(Verdict::Retry(None), 3), Next::Again(4 * SECOND));
         assert_eq!(after(Verdict::Retry(None), 100), Next::Again(60 * SECOND));

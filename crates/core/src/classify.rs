@@ -12,6 +12,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 
 use crate::event::{DeliveryId, EventType, Facts, HookId, IdentifierError, Source, Timestamp, Webhook};
 use crate::headers::{HeaderError, Headers};
+use crate::hop::Hops;
 use crate::repository::{RepositoryId, RepositoryName};
 use crate::text::is_showable;
 use crate::verify::{Unverified, Verified};
@@ -102,6 +103,7 @@ pub fn github(request: Verified, received_at: Timestamp) -> Result<Webhook, Clas
         repository_name,
         installation_id: payload.installation.and_then(|installation| installation.id),
         received_at,
+        hops: Hops::default(),
     };
     Ok(Webhook { facts, headers, body })
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use crate::headers::Headers;
+use crate::hop::Hops;
 use crate::repository::{RepositoryId, RepositoryName};
 
 /// The store's own number of an event: starts at 1, grows in the order of acceptance, is never reused. There may
@@ -213,7 +214,7 @@ impl Serialize for EventType {
     }
 }
 
-/// What was read from a webhook's headers and body: all that routing, filters and listings need.
+/// What is known of a webhook without its headers and body: all that routing, filters and listings need.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
@@ -233,8 +234,10 @@ pub struct Facts {
     pub owner: Option<Box<str>>,
     /// The GitHub App installation that it was sent for.
     pub installation_id: Option<u64>,
-    /// When it was received.
+    /// When this server received it.
     pub received_at: Timestamp,
+    /// The servers that it came through before.
+    pub hops: Hops,
 }
 
 impl Facts {

@@ -11,7 +11,7 @@
 //!                       Flow (window, cursor) ─ Target::attempt ─ Outcome ─ EventStore::acknowledge
 //! ```
 //!
-//! Read on in that order: [`event`], [`headers`], [`repository`], [`verify`], [`classify`], [`store`], [`filter`],
+//! Read on in that order: [`event`], [`headers`], [`hop`], [`repository`], [`verify`], [`classify`], [`store`], [`filter`],
 //! [`subscription`], [`target`].
 
 pub mod backoff;
@@ -19,6 +19,7 @@ pub mod classify;
 pub mod event;
 pub mod filter;
 pub mod headers;
+pub mod hop;
 pub mod ranges;
 pub mod repository;
 pub mod secret;

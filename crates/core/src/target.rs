@@ -50,6 +50,9 @@ pub enum Verdict {
     Unreachable,
     /// Never: trying again would give the same answer.
     Final,
+    /// The target does not want it, and nothing is wrong: another server that has had it already, or does not watch its
+    /// repository.
+    Unwanted,
 }
 
 /// What became of one event at one target.
@@ -84,7 +87,7 @@ pub enum OutcomeResult {
     Delivered,
     /// It was given up: a dead letter.
     Failed,
-    /// No route wanted it.
+    /// Nobody wanted it: no route of the client, or not the server that it was to be relayed to.
     Filtered,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use gitstafette_core::event::{Address, ClientId, Event, EventType, Facts, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::headers::Headers;
+use gitstafette_core::hop::{Hop, Hops, MAX_HOPS};
 use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
@@ -13,6 +14,9 @@ use gitstafette_core::text::is_showable;
 use crate::v1;
 
 mod operator;
+mod relay;
+
+pub use relay::{RelayDirection, RelayState};
 
 pub use operator::{
     Attached, MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry,
@@ -25,8 +29,8 @@ pub const MAX_DETAIL_BYTES: usize = 2048;
 pub const MAX_PATTERNS: usize = 1000;
 /// The most events that a subscription may have deferred.
 pub const MAX_DEFERRED: usize = 16_384;
-/// The longest name of a target, in bytes.
-const MAX_TARGET_BYTES: usize = 256;
+/// The longest name of a target or a server, in bytes.
+pub const MAX_NAME_BYTES: usize = 256;
 /// The most targets that one client may report for an event.
 const MAX_OUTCOMES: usize = 256;
 
@@ -171,7 +175,45 @@ fn event_without_payload(
         headers: Vec::new(),
         body: bytes::Bytes::new(),
         address: (*address != Address::default()).then(|| address.into()),
+        hops: facts.hops.iter().map(Into::into).collect(),
     }
+}
+
+impl From<&Hop> for v1::Hop {
+    fn from(hop: &Hop) -> Self {
+        Self {
+            store_id: hop.store.to_string(),
+            server_name: hop.server.to_string(),
+            sequence: hop.sequence.get(),
+            received_at: Some(timestamp(hop.received_at)),
+            redelivery: hop.redelivery,
+        }
+    }
+}
+
+impl TryFrom<v1::Hop> for Hop {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Hop) -> Result<Self, WireError> {
+        if wire.server_name.len() > MAX_NAME_BYTES {
+            return Err(WireError::new("server_name", format!("more than {MAX_NAME_BYTES} bytes")));
+        }
+        Ok(Self {
+            store: parse("store_id", &wire.store_id)?,
+            server: shown("server_name", wire.server_name)?,
+            sequence: Sequence::new(wire.sequence),
+            received_at: from_timestamp("received_at", wire.received_at.unwrap_or_default())?,
+            redelivery: wire.redelivery,
+        })
+    }
+}
+
+/// The way of an event. One hop too many is carried, so that the event can be refused with a reason.
+fn hops(wire: Vec<v1::Hop>) -> Result<Hops, WireError> {
+    if wire.len() > MAX_HOPS + 1 {
+        return Err(WireError::new("hops", format!("more than {MAX_HOPS} servers")));
+    }
+    Ok(Hops::new(wire.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
 }
 
 impl From<&Event> for v1::Event {
@@ -226,6 +268,7 @@ impl TryFrom<v1::Event> for Event {
             owner: wire.owner.map(|owner| shown("owner", owner)).transpose()?,
             installation_id: wire.installation_id,
             received_at: from_timestamp("received_at", wire.received_at.unwrap_or_default())?,
+            hops: hops(wire.hops)?,
         };
         if wire.sequence == 0 {
             return Err(WireError::new("sequence", "sequences start at 1"));
@@ -383,8 +426,8 @@ fn filter(repositories: &[String], events: &[String]) -> Result<Filter, WireErro
 /// # Errors
 /// It is empty, longer than 256 bytes, or cannot be shown on one line.
 pub fn target_name(name: String) -> Result<Box<str>, WireError> {
-    if name.is_empty() || name.len() > MAX_TARGET_BYTES {
-        return Err(WireError::new("target", format!("a target's name has 1 to {MAX_TARGET_BYTES} bytes")));
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Err(WireError::new("target", format!("a target's name has 1 to {MAX_NAME_BYTES} bytes")));
     }
     shown("target", name)
 }

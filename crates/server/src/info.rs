@@ -40,6 +40,7 @@ impl Info for InfoService {
                 ..self.server.clone()
             }),
             relay: None,
+            relays: Vec::new(),
         }))
     }
 }

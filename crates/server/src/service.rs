@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::admin::Admin;
 use crate::auth::{ClientAuth, Peer};
-use crate::subscribe::Subscriptions;
+use crate::subscribe::{Subscriber, Subscriptions};
 
 /// Serves both. Callers are authenticated before they come here; whether one is an operator is looked at here.
 #[derive(Debug)]
@@ -40,7 +40,13 @@ impl Gitstafette for Service {
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<BoxStream<v1::SubscribeResponse>>, Status> {
-        self.subscriptions.subscribe(request).await.map(Response::new)
+        let peer = request.extensions().get::<Peer>();
+        let subscriber = Subscriber {
+            from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
+            cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
+        };
+        let requests = Box::pin(request.into_inner());
+        self.subscriptions.subscribe(subscriber, requests).await.map(Response::new)
     }
 
     async fn list_events(

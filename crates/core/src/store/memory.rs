@@ -22,7 +22,7 @@ use crate::event::{
     Address, ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook,
 };
 use crate::filter::Filter;
-use crate::repository::RepositoryPattern;
+use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::subscription::Progress;
 
 /// A store in memory: gone with the process, otherwise as good as any.
@@ -261,6 +261,15 @@ impl EventStore for MemoryStore {
             state.announce(&self.options, sequence);
         }
         Ok(redelivered)
+    }
+
+    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
+        let state = self.state()?;
+        let mut counts = BTreeMap::new();
+        for id in state.log.iter().filter_map(|event| event.webhook.facts.repository_id) {
+            *counts.entry(id).or_default() += 1;
+        }
+        Ok(counts.into_iter().collect())
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {

@@ -12,11 +12,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
-use crate::repository::RepositoryPattern;
+use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::subscription::Progress;
 use crate::target::Outcome;
 
@@ -52,6 +52,9 @@ pub use sqlite::SqliteStore;
 ///   repeat while no outcome has been reported for the newest event of that identity; after that it is a redelivery,
 ///   stored anew and marked, or refused if [`Redelivery::Drop`] is set. A repeat that comes before the first is
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
+/// - **One origin, one event.** An append that came through other servers and whose [origin](crate::hop::Hops::origin) is
+///   in the store is a repeat, whatever was reported of it. One with an origin that is not there is judged by its identity
+///   as above, and is marked as a redelivery also if the server that handed it on had it as one.
 /// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended, to whomever it is addressed, takes no part in
 ///   that: it stands beside what the sender sent. Only the outcomes of what the sender sent decide about the sender's
 ///   next; the copy's neither make a repeat of it nor let it pass as a redelivery. When retention has removed what the
@@ -144,6 +147,12 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// As [`append`](Self::append).
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError>;
 
+    /// How many events of each repository with a number are in the store, by number.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError>;
+
     /// Every client id with a cursor, and the cursor, by client id.
     ///
     /// # Errors
@@ -205,6 +214,26 @@ impl fmt::Display for StoreId {
         write!(f, "{:016x}", self.0)
     }
 }
+
+impl FromStr for StoreId {
+    type Err = StoreIdError;
+
+    fn from_str(text: &str) -> Result<Self, StoreIdError> {
+        let is_hexadecimal = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hexadecimal.then(|| u64::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(StoreIdError)
+    }
+}
+
+impl Serialize for StoreId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The text names no store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a store's id is 16 hexadecimal digits")]
+pub struct StoreIdError;
 
 /// What an append did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

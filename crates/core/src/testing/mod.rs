@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::event::{EventType, Facts, Source, Timestamp, Webhook};
 use crate::headers::Headers;
+use crate::hop::Hops;
 use crate::repository::RepositoryId;
 
 /// A webhook of a repository with a delivery id made of `number` and a body of `size` bytes, all different.
@@ -30,6 +31,7 @@ pub fn webhook(number: u64, repository: &str, size: usize) -> Webhook {
             owner: Some(repository.split('/').next().unwrap_or_default().into()),
             installation_id: None,
             received_at: Timestamp::from_millis(1_700_000_000_000 + number),
+            hops: Hops::default(),
         },
         headers,
         body: Bytes::from(body),

@@ -13,7 +13,7 @@ use gitstafette_core::subscription::Window;
 
 pub(crate) use outbox::Traffic;
 pub(crate) use registry::Registry;
-pub(crate) use service::{Subscriptions, malformed, status};
+pub(crate) use service::{Subscriber, Subscriptions, malformed, status};
 
 /// How streams behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

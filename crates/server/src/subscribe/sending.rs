@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::filter::Filter;
+use gitstafette_core::hop::Hop;
 use gitstafette_core::store::{Page, ReadLimit, StoreError};
 use gitstafette_core::subscription::Window;
 use gitstafette_proto::convert::duration;
@@ -235,7 +236,9 @@ impl Session {
 
     async fn send_event(&self, event: &Arc<Event>, page: &Arc<super::outbox::Page>) -> Result<(), End> {
         debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "sent");
-        self.outbox.event(wire(Response::Event(v1::Event::from(&**event))), page).await?;
+        let mut on_wire = v1::Event::from(&**event);
+        on_wire.hops.push((&Hop::at(self.store.id(), &self.server_name, event)).into());
+        self.outbox.event(wire(Response::Event(on_wire)), page).await?;
         self.standing.sent();
         self.metrics.events_sent.inc();
         Ok(())

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::TryStreamExt;
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::{EventStore, StoreError};
 use gitstafette_core::subscription::{Flow, Progress, Window};
@@ -13,15 +14,14 @@ use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::codegen::BoxStream;
-use tonic::{Request, Status, Streaming};
 use tracing::Instrument;
 
 use super::outbox::{Traffic, outbox};
 use super::registry::Standing;
 use super::session::Session;
 use super::{Registry, StreamOptions};
-use crate::auth::Peer;
 use crate::metrics::Metrics;
 use crate::watchlist::LiveWatchlist;
 
@@ -42,24 +42,32 @@ pub(crate) struct Subscriptions {
     pub(crate) draining: CancellationToken,
 }
 
+/// Who subscribes.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    /// Where it is, for operators.
+    pub(crate) from: String,
+    /// Cuts its connection, whatever is on it.
+    pub(crate) cut: CancellationToken,
+}
+
 impl Subscriptions {
-    /// Opens a stream.
+    /// Opens a stream. The subscriber is a client on a connection, or a part of this server: what passes between the two
+    /// are messages, not bytes.
     pub(crate) async fn subscribe(
         &self,
-        request: Request<Streaming<SubscribeRequest>>,
+        subscriber: Subscriber,
+        mut requests: BoxStream<SubscribeRequest>,
     ) -> Result<BoxStream<SubscribeResponse>, Status> {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
-        let peer = request.extensions().get::<Peer>();
-        let cut = peer.map(|peer| peer.cut.clone()).unwrap_or_default();
-        let peer = peer.map_or_else(String::new, |peer| peer.address.to_string());
-        let mut requests = request.into_inner();
+        let Subscriber { from, cut } = subscriber;
         let subscription = first_message(&mut requests).await?;
         self.check_repositories(&subscription)?;
         let client = subscription.client_id.clone();
-        let span = tracing::info_span!("session", client.id = %client, client.address = peer);
-        let standing = Standing::new(SystemTime::now().into(), peer, subscription.filter.clone());
+        let span = tracing::info_span!("session", client.id = %client, client.address = from);
+        let standing = Standing::new(SystemTime::now().into(), from, subscription.filter.clone());
         let standing = Arc::new(standing);
         let attachment = self.registry.attach(client.clone(), Arc::clone(&standing)).await;
         let progress = self.start(&subscription).await.map_err(|error| status(&error))?;
@@ -133,9 +141,9 @@ impl Subscriptions {
     }
 }
 
-async fn first_message(requests: &mut Streaming<SubscribeRequest>) -> Result<Subscription, Status> {
+async fn first_message(requests: &mut BoxStream<SubscribeRequest>) -> Result<Subscription, Status> {
     let expected = "the first message of a stream is a subscription";
-    let message = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, requests.message())
+    let message = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, requests.try_next())
         .await
         .map_err(|_| Status::deadline_exceeded(format!("{expected}; none came in time")))??;
     match message.and_then(|message| message.request) {

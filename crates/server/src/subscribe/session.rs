@@ -13,7 +13,8 @@ use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, SubscribeRequest, SubscribeResponse};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
+use tonic::codegen::BoxStream;
 use tracing::{info, warn};
 
 use super::StreamOptions;
@@ -66,7 +67,7 @@ pub(super) enum End {
 
 impl Session {
     /// Runs until the stream ends. All halves run in this one task.
-    pub(super) async fn run(self, requests: Streaming<SubscribeRequest>, attachment: Attachment) {
+    pub(super) async fn run(self, requests: BoxStream<SubscribeRequest>, attachment: Attachment) {
         let (taken, acknowledged) = mpsc::channel(BATCHES);
         let mut storing = pin!(self.store_acknowledgements(acknowledged));
         let mut stored = None;

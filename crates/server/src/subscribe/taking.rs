@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::StreamExt;
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_proto::convert::{MAX_DEFERRED, WireError, sequences};
@@ -10,7 +11,8 @@ use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{Acknowledgements, Receipt, SubscribeRequest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tonic::{Status, Streaming};
+use tonic::Status;
+use tonic::codegen::BoxStream;
 
 use super::service::{head, malformed, status};
 use super::session::{End, Session};
@@ -34,17 +36,17 @@ impl Session {
     /// Takes what the client sends, as long as it sends.
     pub(super) async fn take_requests(
         &self,
-        mut requests: Streaming<SubscribeRequest>,
+        mut requests: BoxStream<SubscribeRequest>,
         taken: mpsc::Sender<Batch>,
     ) -> End {
         let room = Arc::new(Semaphore::new(OUTCOMES));
         loop {
-            let request = match requests.message().await {
+            let request = match requests.next().await {
                 // A client may close its half and go on reading, until its window is full.
-                Ok(None) => return std::future::pending().await,
-                Err(_) => return End::Client,
-                Ok(Some(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
-                Ok(Some(SubscribeRequest { request: Some(request) })) => request,
+                None => return std::future::pending().await,
+                Some(Err(_)) => return End::Client,
+                Some(Ok(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
+                Some(Ok(SubscribeRequest { request: Some(request) })) => request,
             };
             let done = match request {
                 Request::Acknowledgements(message) => match acknowledgements(message) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gitstafette_core::event::{self, ClientId, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
-use gitstafette_core::repository::RepositoryPattern;
+use gitstafette_core::repository::{RepositoryId, RepositoryPattern};
 use gitstafette_core::store::{
     Acknowledgement, Appended, EventStore, Listed, Listing, MemoryStore, Options, Page, ReadLimit, Report,
     Statistics, StoreError, StoreId, WatchlistChange,
@@ -115,6 +115,10 @@ impl EventStore for Gated {
         address: event::Address,
     ) -> Result<Option<Sequence>, StoreError> {
         self.inner.redeliver(sequence, address).await
+    }
+
+    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
+        self.inner.counts().await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {

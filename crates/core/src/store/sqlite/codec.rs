@@ -12,6 +12,7 @@ use rusqlite::types::{FromSqlError, Type};
 
 use crate::event::{Address, EventType, Facts, Sequence, Timestamp};
 use crate::headers::Headers;
+use crate::hop::Hops;
 use crate::repository::RepositoryId;
 use crate::store::Report;
 use crate::target::Outcome;
@@ -38,6 +39,7 @@ pub(super) fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
         owner: boxed(10)?,
         installation_id: id(11)?,
         received_at: Timestamp::from_millis(number(row, 12)?),
+        hops: Hops::default(),
     })
 }
 

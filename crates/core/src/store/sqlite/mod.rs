@@ -75,7 +75,7 @@ use super::{
 };
 use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
-use crate::repository::RepositoryPattern;
+use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::subscription::Progress;
 
 /// What the tail holds: seconds of a busy server, for followers that keep up.
@@ -275,6 +275,11 @@ impl EventStore for SqliteStore {
         let size = self.readers.run(move |connection| reader::size(connection, sequence)).await?;
         let Some(size) = size else { return Ok(None) };
         self.write(|answer| Task::Redeliver { sequence, address, size, answer }).await
+    }
+
+    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
+        self.check_open()?;
+        self.readers.run(reader::counts).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
