@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
+use crate::feed::Feed;
 use crate::route::{Destination, Route};
 use crate::session::{self, End, Notice};
 use crate::state::{ClientState, TargetState};
@@ -43,7 +44,7 @@ pub struct ClientOptions {
 /// Receives webhooks from a server and delivers them to targets.
 #[derive(Debug)]
 pub struct Client {
-    server: ServerAddress,
+    feed: Feed,
     subscription: Subscription,
     destinations: Vec<Arc<Destination>>,
     state: watch::Sender<ClientState>,
@@ -70,10 +71,15 @@ impl Client {
     /// A client that is not connected yet: [`run`](Self::run) does that.
     pub fn new(options: ClientOptions) -> Self {
         let ClientOptions { server, subscription, routes } = options;
+        Self::of(Feed::Server(server), subscription, routes)
+    }
+
+    /// A client of any feed, for a server that relays: subscribes to it and delivers to the routes.
+    pub fn of(feed: Feed, subscription: Subscription, routes: Vec<Route>) -> Self {
         let destinations = Destination::all(routes);
         let targets = destinations.iter().map(|destination| TargetState::new(&destination.name)).collect();
         let state = watch::Sender::new(ClientState { targets, ..ClientState::default() });
-        Self { server, subscription, destinations, state }
+        Self { feed, subscription, destinations, state }
     }
 
     /// What the client is doing, to look at or to wait on.
@@ -96,6 +102,7 @@ impl Client {
                 start = Start::Cursor;
             }
             failures = if course.was_good() { 1 } else { failures + 1 };
+            self.note(&end);
             let Some(wait) = self.wait_after(end, failures) else { break };
             let waiting = stop.run_until_cancelled(tokio::time::sleep(wait));
             if deliveries.during(waiting).await.is_none() {
@@ -113,25 +120,35 @@ impl Client {
         stop: &CancellationToken,
         course: &mut Course,
     ) -> End {
-        let connection = match deliveries.during(stop.run_until_cancelled(self.server.connect())).await {
+        let line = match deliveries.during(stop.run_until_cancelled(self.feed.connect())).await {
             None => return End::Stopped,
             Some(Err(status)) => return End::Broken(status),
-            Some(Ok(connection)) => connection,
+            Some(Ok(line)) => line,
         };
         let subscription = Subscription { start, ..self.subscription.clone() };
-        session::run(connection, subscription, deliveries, stop, |notice| match notice {
+        session::run(line, subscription, deliveries, stop, |notice| match notice {
             Notice::Started => {
                 course.started = Some(Instant::now());
-                self.state.send_modify(|state| state.subscribed = true);
+                self.state.send_modify(|state| (state.subscribed, state.last_error) = (true, None));
             }
             Notice::Progress => course.progressed = true,
         })
         .await
     }
 
+    /// Keeps what went wrong, for health checks.
+    fn note(&self, end: &End) {
+        let error = match end {
+            End::GoAway(GoAwayReason::TakenOver, message) => message,
+            End::Broken(status) => status.message(),
+            _ => return,
+        };
+        self.state.send_modify(|state| state.last_error = Some(error.to_owned()));
+    }
+
     /// How long to wait before the next stream; `None` if there is to be none.
     fn wait_after(&self, end: End, failures: u32) -> Option<Duration> {
-        let server = self.server.url();
+        let server = self.feed.name();
         let random = fastrand::f64();
         let wait = match end {
             End::Stopped => return None,

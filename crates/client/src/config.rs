@@ -65,7 +65,7 @@ impl Config {
         let tls_files = pem_files(&mut settings);
         let server = server(&mut settings, &tls_files);
         let filter = Filter { repositories: settings.list("repo"), events: settings.list("event") };
-        let start = settings.value("start", StartSetting(Start::Cursor)).0;
+        let start = start(&mut settings);
         let max_events = settings.count("max-unacknowledged-events", u32::MAX.into());
         let max_bytes = settings.positive_bytes("max-unacknowledged-bytes");
         let print = PrintTarget::new();
@@ -126,7 +126,7 @@ pub fn pem_files(settings: &mut Settings) -> PemFiles {
 }
 
 /// Reads where the server is and how to talk to it.
-pub(crate) fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
+pub fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
     let typed: String = settings.value("server", String::new());
     let (scheme, address) = match typed.split_once("://") {
         Some((scheme, address)) => (Some(scheme), address.trim_end_matches('/')),
@@ -184,7 +184,6 @@ fn usable<T>(settings: &mut Settings, files: &PemFiles, tls: Result<T, TlsError>
 
 /// The target with its URL, if there is one.
 fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, String)> {
-    let timeout = settings.positive_duration("target-timeout");
     let relay = relay_url(settings);
     let url = match (settings.optional::<String>("target"), relay) {
         (Some(_), Some(_)) => {
@@ -193,22 +192,42 @@ fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, Stri
         }
         (target, relay) => target.or(relay),
     }?;
+    http_target(settings, files, &url).map(|target| (target, url))
+}
+
+/// Reads how to talk to the HTTP endpoint at `url`.
+pub fn http_target(settings: &mut Settings, files: &PemFiles, url: &str) -> Option<HttpTarget> {
+    let timeout = settings.positive_duration("target-timeout");
     let tls = if url.starts_with("https:") { usable(settings, files, files.target_config()) } else { None };
-    let target = HttpTarget::try_new(&url, timeout, tls.unwrap_or_else(no_tls));
-    let target = target.map_err(|error| settings.problem("target", &error.to_string())).ok()?;
-    Some((target, url))
+    let target = HttpTarget::try_new(url, timeout, tls.unwrap_or_else(no_tls));
+    target.map_err(|error| settings.problem("target", &error.to_string())).ok()
+}
+
+/// Reads where a client id starts that the server does not know yet.
+pub fn start(settings: &mut Settings) -> Start {
+    settings.value("start", StartSetting(Start::Cursor)).0
+}
+
+/// Reads the waits between tries.
+pub fn backoff(settings: &mut Settings) -> Backoff {
+    Backoff {
+        first: settings.positive_duration("retry-first"),
+        most: settings.positive_duration("retry-most"),
+    }
+}
+
+/// Reads how many repositories are delivered at once.
+pub fn parallel(settings: &mut Settings) -> usize {
+    usize::try_from(settings.count("target-parallel", MOST_PARALLEL)).unwrap_or(usize::MAX)
 }
 
 fn policy(settings: &mut Settings) -> DeliveryPolicy {
     let attempts: u32 = settings.value("give-up-attempts", 0);
     DeliveryPolicy {
-        backoff: Backoff {
-            first: settings.positive_duration("retry-first"),
-            most: settings.positive_duration("retry-most"),
-        },
+        backoff: backoff(settings),
         give_up_after: settings.duration("give-up-after"),
         give_up_attempts: Some(attempts).filter(|attempts| *attempts > 0),
-        parallel: usize::try_from(settings.count("target-parallel", MOST_PARALLEL)).unwrap_or(usize::MAX),
+        parallel: parallel(settings),
     }
 }
 

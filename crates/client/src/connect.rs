@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use gitstafette_core::secret::Secret;
+use gitstafette_proto::MAX_MESSAGE_BYTES;
 use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
-use gitstafette_proto::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -25,8 +25,12 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use crate::feed::Received;
+
 /// How long connecting may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a look at a target may take. Shorter: it is repeated.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 flow control windows: room for a stream of small events without waiting, and small enough for a Raspberry Pi.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
@@ -44,13 +48,16 @@ pub struct ServerAddress {
     pub token: Option<Secret>,
 }
 
+/// A server's methods.
+pub(crate) type Calls = GitstafetteClient<InterceptedService<Channel, Bearer>>;
+
 /// A connection to the server.
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// The calls.
-    pub(crate) calls: GitstafetteClient<InterceptedService<Channel, Bearer>>,
-    /// How many bytes have come in. A large event is on its way for a while before it is a message.
-    pub(crate) received: Arc<AtomicU64>,
+    pub(crate) calls: Calls,
+    /// How many bytes have come in.
+    pub(crate) received: Received,
 }
 
 impl ServerAddress {
@@ -75,8 +82,8 @@ impl ServerAddress {
             .map_err(|error| invalid(&error))?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let (this, received) = (self.clone(), Arc::new(AtomicU64::new(0)));
-        let counter = Arc::clone(&received);
+        let (this, received) = (self.clone(), Received::default());
+        let counter = Arc::clone(&received.0);
         let connector = tower::service_fn(move |_: Uri| {
             let (this, counter) = (this.clone(), Arc::clone(&counter));
             async move { this.dial().await.map(|stream| TokioIo::new(Counted { stream, counter })) }
@@ -85,7 +92,7 @@ impl ServerAddress {
             endpoint.connect_with_connector(connector).await.map_err(|error| self.unreachable(&error))?;
         let calls = GitstafetteClient::with_interceptor(channel, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_REQUEST_BYTES);
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Connection { calls, received })
     }
 
@@ -179,6 +186,12 @@ impl Interceptor for Bearer {
         }
         Ok(request)
     }
+}
+
+/// Whether a connection to this address comes about. It is closed at once.
+pub(crate) async fn is_reachable(host: &str, port: u16) -> bool {
+    let connecting = TcpStream::connect((host, port));
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, connecting).await, Ok(Ok(_)))
 }
 
 /// What TLS has against it, if it is that. `io::Error` hides what it wraps from the chain of sources.

@@ -325,11 +325,15 @@ impl Deliveries {
                 self.defer();
                 self.publish(|_| {});
             }
-            Report::Retrying(key) => {
-                self.lanes.retries(&key);
+            Report::Retrying { lane, reason } => {
+                self.lanes.retries(&lane);
                 self.defer();
-                self.show_failing(key.route);
-                self.publish(|_| {});
+                self.show_failing(lane.route);
+                self.publish(|state| {
+                    if let Some(target) = state.targets.get_mut(lane.route) {
+                        target.last_error = Some(reason);
+                    }
+                });
             }
             Report::Completed { lane, sequence, outcome } => self.complete(&lane, sequence, outcome),
         }
@@ -407,6 +411,12 @@ impl Deliveries {
     pub(crate) fn cursor_at(&mut self, cursor: Sequence) {
         self.unconfirmed = self.unconfirmed.split_off(&cursor.next());
         self.forget(Sequence::ZERO..=cursor);
+        self.publish(|state| state.cursor = cursor);
+    }
+
+    /// The server's log goes as far as here.
+    pub(crate) fn head_at(&self, head: Sequence) {
+        self.publish(|state| state.head = head);
     }
 
     /// The server no longer has these events: what is not here of them will not come.

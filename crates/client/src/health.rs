@@ -118,9 +118,9 @@ mod tests {
         let answer = ask(address, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         let expected = concat!(
-            r#"{"status":"ok","subscribed":true,"received":7,"delivered":0,"deadLetters":1,"filtered":0,"#,
+            r#"{"status":"ok","subscribed":true,"lastError":null,"head":0,"cursor":0,"received":7,"delivered":0,"deadLetters":1,"filtered":0,"#,
             r#""missed":0,"waiting":0,"deferred":0,"targets":[{"name":"jenkins:8080","failing":false,"#,
-            r#""lastOutcome":null,"lastOutcomeAt":null}]}"#
+            r#""lastError":null,"lastOutcome":null,"lastOutcomeAt":null}]}"#
         );
         assert!(answer.ends_with(expected), "{answer}");
         assert!(ask(address, "GET /other HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 404 "));

@@ -22,8 +22,8 @@ const SLOW: Duration = Duration::from_secs(1);
 /// What a lane tells its owner.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// A first try failed, and there will be more.
-    Retrying(LaneKey),
+    /// A first try failed, for this reason, and there will be more.
+    Retrying { lane: LaneKey, reason: String },
     /// An event takes long.
     Slow(LaneKey),
     /// This became of an event.
@@ -86,7 +86,8 @@ impl Lane {
                 Next::Unwanted => OutcomeResult::Filtered,
                 Next::Again(longest) => {
                     if attempts == 1 {
-                        self.report(Report::Retrying(self.key.clone()));
+                        let reason = attempt.detail.lines().next().unwrap_or_default().to_owned();
+                        self.report(Report::Retrying { lane: self.key.clone(), reason });
                     }
                     // Early tries back off, too: what others get delivered may not help this event.
                     let shortest = policy.backoff.delay(cut_short + 1, 1.0);

@@ -22,13 +22,14 @@
 //! # }
 //! ```
 //!
-//! Read on in the order a webhook travels: [`ServerAddress`] (connect), `session`, [`Route`], `deliveries` with its
+//! Read on in the order a webhook travels: [`ServerAddress`] (connect), [`Feed`], `session`, [`Route`], `deliveries` with its
 //! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. The operator's commands are in
 //! [`operate`]. [`settings`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both programs.
 
 mod client;
 mod connect;
 mod deliveries;
+mod feed;
 mod gate;
 mod lane;
 mod lanes;
@@ -54,6 +55,7 @@ pub mod tls;
 
 pub use client::{Client, ClientOptions};
 pub use connect::ServerAddress;
+pub use feed::{Feed, LocalFeed, Requests, Responses};
 pub use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 pub use policy::{DeliveryPolicy, MAX_RETRY_AFTER};
 pub use route::Route;

@@ -2,10 +2,9 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_proto::convert::{Subscription, from_duration};
 use gitstafette_proto::v1::subscribe_request::Request;
@@ -14,11 +13,11 @@ use gitstafette_proto::v1::{GoAwayReason, Started, SubscribeRequest, SubscribeRe
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{debug, error, info};
 
-use crate::connect::Connection;
 use crate::deliveries::Deliveries;
+use crate::feed::{Line, Received, Responses};
 
 /// How long the server's first message may take, before its heartbeat interval is known.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,7 +55,7 @@ pub(crate) enum Notice {
 
 /// Runs one stream on a connection until it ends.
 pub(crate) async fn run(
-    mut connection: Connection,
+    mut line: Line,
     subscription: Subscription,
     deliveries: &mut Deliveries,
     stop: &CancellationToken,
@@ -70,12 +69,12 @@ pub(crate) async fn run(
     if sender.try_send(first).is_err() {
         return End::Broken(Status::internal("the first message does not fit its empty channel"));
     }
-    let opened = tokio::time::timeout(START_TIMEOUT, connection.calls.subscribe(requests(receiver)));
+    let opened = tokio::time::timeout(START_TIMEOUT, line.subscribe(requests(receiver)));
     let responses = match deliveries.during(stop.run_until_cancelled(opened)).await {
         None => return End::Stopped,
         Some(Err(_)) => return End::Broken(silent(START_TIMEOUT)),
         Some(Ok(Err(status))) => return End::Broken(status),
-        Some(Ok(Ok(response))) => response.into_inner(),
+        Some(Ok(Ok(responses))) => responses,
     };
     let mut session = Session {
         responses,
@@ -85,7 +84,7 @@ pub(crate) async fn run(
         has_deferred,
         has_missed: false,
         patience: START_TIMEOUT,
-        received: connection.received,
+        received: line.received(),
     };
     match session.stream(stop, &mut notify).await {
         End::Stopped => {
@@ -97,7 +96,7 @@ pub(crate) async fn run(
 }
 
 struct Session<'a> {
-    responses: Streaming<SubscribeResponse>,
+    responses: Responses,
     /// `None` once the client's half of the stream is broken.
     sender: Option<mpsc::Sender<SubscribeRequest>>,
     deliveries: &'a mut Deliveries,
@@ -110,27 +109,27 @@ struct Session<'a> {
     /// How long the server may be silent: two heartbeats.
     patience: Duration,
     /// How many bytes have come in on the connection.
-    received: Arc<AtomicU64>,
+    received: Received,
 }
 
 impl Session<'_> {
     async fn stream(&mut self, stop: &CancellationToken, notify: &mut (impl FnMut(Notice) + Send)) -> End {
-        let mut heard = (Instant::now(), self.received());
+        let mut heard = (Instant::now(), self.received.bytes());
         loop {
             let deadline = heard.0 + self.patience;
             tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
-                message = self.responses.message() => {
-                    heard = (Instant::now(), self.received());
+                message = self.responses.next() => {
+                    heard = (Instant::now(), self.received.bytes());
                     match message {
-                        Ok(Some(SubscribeResponse { response: Some(response) })) => {
+                        Some(Ok(SubscribeResponse { response: Some(response) })) => {
                             if let Err(end) = self.receive(response, notify) {
                                 return end;
                             }
                         }
-                        Ok(Some(SubscribeResponse { response: None })) => {} // from a newer server: not for us
-                        Ok(None) => return End::Broken(Status::unavailable("the server ended the stream")),
-                        Err(status) => return End::Broken(status),
+                        Some(Ok(SubscribeResponse { response: None })) => {} // from a newer server: not for us
+                        None => return End::Broken(Status::unavailable("the server ended the stream")),
+                        Some(Err(status)) => return End::Broken(status),
                     }
                 }
                 () = self.deliveries.progress() => {}
@@ -142,7 +141,7 @@ impl Session<'_> {
                     }
                 }
                 () = tokio::time::sleep_until(deadline) => {
-                    let received = self.received();
+                    let received = self.received.bytes();
                     if received - heard.1 < SIGN_OF_LIFE {
                         return End::Broken(silent(self.patience));
                     }
@@ -150,10 +149,6 @@ impl Session<'_> {
                 }
             }
         }
-    }
-
-    fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
     }
 
     /// Takes one message in; `Err` ends the stream.
@@ -172,7 +167,10 @@ impl Session<'_> {
                     notify(Notice::Progress);
                 }
             }
-            Response::Heartbeat(heartbeat) => self.deliveries.cursor_at(Sequence::new(heartbeat.cursor)),
+            Response::Heartbeat(heartbeat) => {
+                self.deliveries.cursor_at(Sequence::new(heartbeat.cursor));
+                self.deliveries.head_at(Sequence::new(heartbeat.head));
+            }
             Response::Receipt(receipt) => {
                 self.deliveries.confirmed(receipt.sequences);
                 notify(Notice::Progress);
@@ -202,6 +200,7 @@ impl Session<'_> {
         let Started { max_unacknowledged_events, max_unacknowledged_bytes, .. } = *started;
         self.deliveries.granted(max_unacknowledged_events, max_unacknowledged_bytes);
         self.deliveries.cursor_at(Sequence::new(started.cursor));
+        self.deliveries.head_at(Sequence::new(started.head));
         self.has_started = true;
         info!(server.name = started.server_name, cursor = started.cursor, head = started.head, "subscribed");
         Ok(())
@@ -222,12 +221,12 @@ impl Session<'_> {
                 self.tell(permit);
             }
             while self.deliveries.unconfirmed() > 0 {
-                match self.responses.message().await {
-                    Ok(Some(SubscribeResponse { response: Some(Response::Receipt(receipt)) })) => {
+                match self.responses.next().await {
+                    Some(Ok(SubscribeResponse { response: Some(Response::Receipt(receipt)) })) => {
                         self.deliveries.confirmed(receipt.sequences);
                     }
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => return,
+                    Some(Ok(_)) => {}
+                    None | Some(Err(_)) => return,
                 }
             }
         };

@@ -29,6 +29,8 @@ pub struct Known {
 
 /// The name of the layer that is always there.
 const DEFAULTS: &str = "defaults";
+/// The table whose keys are those of all tables beside it, with their defaults.
+const DEFAULT_TABLE: &str = "default";
 
 /// The environment's variables, without those that are not text: no setting is.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
@@ -41,6 +43,8 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 pub struct Settings {
     figment: Figment,
     problems: Vec<String>,
+    /// Stands before every key in them: the table that the keys are in.
+    prefix: String,
     /// The keys whose values were found wrong.
     wrong: BTreeSet<String>,
     /// The default file's values.
@@ -97,7 +101,7 @@ impl Settings {
         }
         figment = figment.merge(Layer { name: "command line".into(), values: flag_values(flags) });
         let unknown = unknown_variables(&environment, &known);
-        Self { figment, problems, wrong: BTreeSet::new(), defaults: known, unknown }
+        Self { figment, problems, defaults: known, unknown, ..Self::default() }
     }
 
     /// The defaults and a file's text, without environment and flags, for embedding.
@@ -106,7 +110,54 @@ impl Settings {
         let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
         let layer = toml_layer("the configuration", text, &known, &mut problems);
         let figment = Figment::from(Layer { name: DEFAULTS.into(), values: known.clone() }).merge(layer);
-        Self { figment, problems, wrong: BTreeSet::new(), defaults: known, unknown: Vec::new() }
+        Self { figment, problems, defaults: known, ..Self::default() }
+    }
+
+    /// The settings of each table `[section.NAME]`, by name, over those of `[section.default]`, which the default file
+    /// has: it names every key there is. What is found wrong in them comes back with [`absorb`](Self::absorb).
+    pub fn tables(&mut self, section: &str) -> Vec<(String, Self)> {
+        let table = |value: Option<Value>| value.and_then(Value::into_dict).unwrap_or_default();
+        let template = table(self.figment.find_value(&format!("{section}.{DEFAULT_TABLE}")).ok());
+        let mut tables = Vec::new();
+        for (name, value) in table(self.figment.find_value(section).ok()) {
+            let path = format!("{section}.{name}");
+            match value {
+                _ if name == DEFAULT_TABLE => {}
+                Value::Dict(_, values) => tables.push((name, self.table(&path, &template, values))),
+                _ => self.problem(&path, "is a value, and a table is wanted"),
+            }
+        }
+        tables
+    }
+
+    /// The settings of one table with these values, which need not be in a file.
+    fn table(&self, path: &str, template: &Dict, values: Dict) -> Self {
+        let place = self.figment.find_metadata(path).map_or("", |metadata| &metadata.name).to_owned();
+        let unknown = values.keys().filter(|key| !template.contains_key(*key));
+        let problems =
+            unknown.map(|key| format!("{path}.{key}: there is no such key (from {place})")).collect();
+        let figment = Figment::from(Layer { name: DEFAULTS.into(), values: template.clone() })
+            .merge(Layer { name: place, values });
+        Self { figment, problems, prefix: format!("{path}."), defaults: template.clone(), ..Self::default() }
+    }
+
+    /// The keys of the table at `section`.
+    pub fn keys(&self, section: &str) -> Vec<String> {
+        let value = self.figment.find_value(section).ok().and_then(Value::into_dict);
+        value.unwrap_or_default().into_keys().collect()
+    }
+
+    /// The settings of a table that was put together from other settings.
+    pub fn made_table(&self, section: &str, name: &str, values: Vec<(&str, String)>) -> Self {
+        let template = self.figment.find_value(&format!("{section}.{DEFAULT_TABLE}")).ok();
+        let template = template.and_then(Value::into_dict).unwrap_or_default();
+        let values = values.into_iter().map(|(key, text)| (key.to_owned(), Value::from(text))).collect();
+        self.table(&format!("{section}.{name}"), &template, values)
+    }
+
+    /// Takes over what was found wrong in a table.
+    pub fn absorb(&mut self, table: Self) {
+        self.problems.extend(table.problems);
     }
 
     /// The texts of a key: a list's elements, a text's parts between commas, nothing if it is empty.
@@ -240,7 +291,7 @@ impl Settings {
     pub fn problem(&mut self, key: &str, message: &str) {
         let place = self.figment.find_metadata(key).map_or("", |metadata| &metadata.name);
         let place = if place.is_empty() { String::new() } else { format!(" (from {place})") };
-        self.problems.push(format!("{key}: {message}{place}"));
+        self.problems.push(format!("{}{key}: {message}{place}", self.prefix));
         self.wrong.insert(key.to_owned());
     }
 

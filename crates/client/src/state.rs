@@ -10,6 +10,12 @@ use serde::Serialize;
 pub struct ClientState {
     /// Whether a subscription stands now.
     pub subscribed: bool,
+    /// Why the last stream ended or none came about, until one stands again.
+    pub last_error: Option<String>,
+    /// The newest event of the server's log, as it was last told.
+    pub head: Sequence,
+    /// How far the server has stored acknowledgements, as it was last told.
+    pub cursor: Sequence,
     /// The newest event that came.
     pub received: Sequence,
     /// Deliveries that succeeded.
@@ -36,6 +42,8 @@ pub struct TargetState {
     pub name: String,
     /// Whether an event waits for another try.
     pub failing: bool,
+    /// What the last event that is tried again was answered with at first.
+    pub last_error: Option<String>,
     /// What became of the last event that was done.
     pub last_outcome: Option<OutcomeResult>,
     /// When that was.
@@ -44,7 +52,13 @@ pub struct TargetState {
 
 impl TargetState {
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), failing: false, last_outcome: None, last_outcome_at: None }
+        Self {
+            name: name.to_owned(),
+            failing: false,
+            last_error: None,
+            last_outcome: None,
+            last_outcome_at: None,
+        }
     }
 }
 

@@ -13,9 +13,11 @@ use gitstafette_core::text::is_showable;
 
 use crate::v1;
 
+mod go;
 mod operator;
 mod relay;
 
+pub use go::MAX_GO_MESSAGE_BYTES;
 pub use relay::{RelayDirection, RelayState};
 
 pub use operator::{

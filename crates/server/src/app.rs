@@ -12,7 +12,7 @@ use gitstafette_core::verify::GitHubSignature;
 use gitstafette_proto::info::ServerInfo;
 use gitstafette_proto::info::info_server::InfoServer;
 use gitstafette_proto::v1::gitstafette_server::GitstafetteServer;
-use gitstafette_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
+use gitstafette_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -26,9 +26,11 @@ use tracing::{info, warn};
 use crate::admin::{self, Admin};
 use crate::auth::ClientAuth;
 use crate::info::InfoService;
-use crate::ingest::{self, Ingest, IngestLimits};
+use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
 use crate::listen::{Address, BindError, Ending, Listener, Security, Timeouts};
 use crate::metrics::Metrics;
+use crate::publish::Publications;
+use crate::relay::{Intake, RelayOptions, Relaying, Relays};
 use crate::service::Service;
 use crate::subscribe::{Registry, StreamOptions, Subscriptions, Traffic};
 use crate::watchlist::LiveWatchlist;
@@ -38,6 +40,9 @@ const SERVICES: [&str; 3] = ["", "gitstafette.v1.Gitstafette", "info.Info"];
 
 /// What the tasks that were cut at the end of the drain may take to notice: they hold the store.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long relays may take to finish what they are handing on.
+const RELAYS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a server needs to know.
 #[derive(Clone, Debug)]
@@ -63,6 +68,8 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// How streams behave.
     pub streams: StreamOptions,
+    /// The servers that events are handed on to, and drawn from.
+    pub relays: Vec<RelayOptions>,
     /// How long the end may take.
     pub drain_timeout: Duration,
 }
@@ -145,6 +152,8 @@ pub struct Server {
     addresses: Addresses,
     store: Arc<dyn EventStore>,
     health: HealthReporter,
+    relays: Arc<Relays>,
+    relaying: Vec<Relaying>,
     tasks: TaskTracker,
     ending: Ending,
     drain_timeout: Duration,
@@ -156,6 +165,9 @@ pub enum RunError {
     /// A listener's task died.
     #[error("a listener died: {0}")]
     ListenerDied(#[source] JoinError),
+    /// A relay's task died.
+    #[error("a relay died: {0}")]
+    RelayDied(#[source] JoinError),
     /// The store closed, or its writer died: no webhook could be taken any more.
     #[error("the store ended while the server ran; its log says why")]
     StoreEnded,
@@ -210,8 +222,9 @@ impl Server {
             let router = admin::router(Arc::clone(&shared.admin), options.clients.clone());
             listeners.push(listener(tcp, Security::Plain, router));
         }
-        let Shared { store, tasks, ending, .. } = shared;
-        Ok(Self { listeners, addresses, store, health, tasks, ending, drain_timeout: options.drain_timeout })
+        let Shared { store, relays, relaying, tasks, ending, .. } = shared;
+        let drain_timeout = options.drain_timeout;
+        Ok(Self { listeners, addresses, store, health, relays, relaying, tasks, ending, drain_timeout })
     }
 
     /// Where it is bound.
@@ -232,13 +245,26 @@ impl Server {
             accepting.spawn(listener.serve(self.tasks.clone(), self.ending.clone()));
         }
         set_health(&self.health, ServingStatus::Serving).await;
+        let (mut relaying, relays_stop) = (JoinSet::new(), CancellationToken::new());
+        for relay in self.relaying.drain(..) {
+            relaying.spawn(relay.run(relays_stop.clone()));
+        }
+        let mut reporting: JoinSet<()> = self.relays.report_health(&self.health).into_iter().collect();
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => Ok(()),
             // A listener never ends by itself.
             Some(Err(died)) = accepting.join_next() => Err(RunError::ListenerDied(died)),
+            Some(Err(died)) = relaying.join_next() => Err(RunError::RelayDied(died)),
             () = ended(&*self.store) => Err(RunError::StoreEnded),
         };
+        relays_stop.cancel();
+        // What they do not finish in time comes again, and is known at the other end.
+        drop(
+            tokio::time::timeout(RELAYS_TIMEOUT, async { while relaying.join_next().await.is_some() {} })
+                .await,
+        );
+        reporting.abort_all();
         set_health(&self.health, ServingStatus::NotServing).await;
         self.drain(accepting).await;
         self.store.close().await;
@@ -307,7 +333,10 @@ struct Shared {
     store: Arc<dyn EventStore>,
     watchlist: Arc<LiveWatchlist>,
     metrics: Arc<Metrics>,
-    registry: Arc<Registry>,
+    subscriptions: Arc<Subscriptions>,
+    intake: Arc<Intake>,
+    relays: Arc<Relays>,
+    relaying: Vec<Relaying>,
     admin: Arc<Admin>,
     tasks: TaskTracker,
     ending: Ending,
@@ -319,27 +348,49 @@ impl Shared {
         let watchlist = LiveWatchlist::load(options.watchlist.clone(), Arc::clone(&store)).await?;
         let (watchlist, metrics, registry) =
             (Arc::new(watchlist), Metrics::new(), Arc::<Registry>::default());
+        let subscriptions = Arc::new(Subscriptions {
+            server_name: options.name.clone(),
+            store: Arc::clone(&store),
+            watchlist: Arc::clone(&watchlist),
+            options: options.streams,
+            registry: Arc::clone(&registry),
+            traffic: Arc::new(Traffic::new(options.streams.outgoing_bytes)),
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+            draining: ending.stop.clone(),
+        });
+        let intake = Arc::new(Intake {
+            store: Arc::clone(&store),
+            watchlist: Arc::clone(&watchlist),
+            metrics: Arc::clone(&metrics),
+            body_limit: options.limits.body_bytes,
+        });
+        let (relays, relaying) = Relays::new(&options.relays, &subscriptions, &intake);
+        let relays = Arc::new(relays);
         let admin = Arc::new(Admin {
             store: Arc::clone(&store),
-            registry: Arc::clone(&registry),
+            registry,
             watchlist: Arc::clone(&watchlist),
+            relays: Arc::clone(&relays),
             metrics: Arc::clone(&metrics),
             draining: ending.stop.clone(),
             shown: Arc::new(Semaphore::new(admin::SHOWN_BYTES as usize)),
         });
-        Ok(Self { store, watchlist, metrics, registry, admin, tasks, ending })
+        Ok(Self { store, watchlist, metrics, subscriptions, intake, relays, relaying, admin, tasks, ending })
     }
 
     fn ingest(&self, options: &ServerOptions) -> Ingest {
-        Ingest::new(
-            Arc::clone(&self.store),
-            Arc::clone(&self.watchlist),
-            options.signature.clone(),
-            options.clients.clone(),
-            Arc::clone(&self.metrics),
-            options.limits,
-            (self.tasks.clone(), self.ending.stop.clone()),
-        )
+        Ingest {
+            store: Arc::clone(&self.store),
+            watchlist: Arc::clone(&self.watchlist),
+            signature: options.signature.clone(),
+            auth: options.clients.clone(),
+            metrics: Arc::clone(&self.metrics),
+            relays: Arc::clone(&self.relays),
+            bodies: BodyReader::new(options.limits, self.tasks.clone()),
+            tasks: self.tasks.clone(),
+            draining: self.ending.stop.clone(),
+        }
     }
 
     /// All gRPC services. Health is for everybody; the others are for authenticated clients.
@@ -356,12 +407,13 @@ impl Shared {
     {
         let auth = &options.clients;
         let service = Service {
-            subscriptions: self.subscriptions(options),
+            subscriptions: Arc::clone(&self.subscriptions),
+            publications: self.publications(options),
             admin: Arc::clone(&self.admin),
             auth: auth.clone(),
         };
         let service = GitstafetteServer::new(service)
-            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let info = InfoServer::new(self.info(options, at));
         let reflection = tonic_reflection::server::Builder::configure()
@@ -376,15 +428,12 @@ impl Shared {
             .into_axum_router()
     }
 
-    fn subscriptions(&self, options: &ServerOptions) -> Subscriptions {
-        Subscriptions {
-            server_name: options.name.clone(),
-            store: Arc::clone(&self.store),
-            watchlist: Arc::clone(&self.watchlist),
-            options: options.streams,
-            registry: Arc::clone(&self.registry),
-            traffic: Arc::new(Traffic::new(options.streams.outgoing_bytes)),
-            metrics: Arc::clone(&self.metrics),
+    fn publications(&self, options: &ServerOptions) -> Publications {
+        // Who showed something is believed.
+        let signature = options.signature.clone().filter(|_| !options.clients.asks_publishers());
+        Publications {
+            intake: Arc::clone(&self.intake),
+            signature,
             tasks: self.tasks.clone(),
             draining: self.ending.stop.clone(),
         }
@@ -402,6 +451,7 @@ impl Shared {
                 repositories: None,
             },
             watchlist: Arc::clone(&self.watchlist),
+            relays: Arc::clone(&self.relays),
             draining: self.ending.stop.clone(),
         }
     }

@@ -37,6 +37,9 @@ pub struct ClientAuth {
     /// Tokens of operators, who may do all that clients may, and see and redeliver everything and change the watchlist.
     /// Without any, clients are operators.
     pub operator_tokens: Vec<Secret>,
+    /// Tokens of servers that publish here: what they hand on is believed without a signature. Without any, clients may
+    /// publish.
+    pub publisher_tokens: Vec<Secret>,
 }
 
 impl ClientAuth {
@@ -45,7 +48,8 @@ impl ClientAuth {
         self.certificate || !self.tokens.is_empty()
     }
 
-    /// Whether the caller showed what is asked for. Every token is compared, in constant time.
+    /// Whether the caller is known at all: it showed a certificate if one is asked for, and anybody's token if clients need
+    /// one. What it may do is looked at by its call. Every token is compared, in constant time.
     pub(crate) fn check(
         &self,
         authorization: Option<&[u8]>,
@@ -54,14 +58,56 @@ impl ClientAuth {
         if self.certificate && certificate != Some(PeerCertificate::Verified) {
             return Err(AuthError::Certificate);
         }
+        if self.tokens.is_empty() {
+            return Ok(());
+        }
+        let anybody = [&*self.tokens, &*self.operator_tokens];
+        match self.shows(authorization, anybody, AuthError::NotClient) {
+            // A publisher's: known, and not a client's.
+            Err(AuthError::NotClient) => Ok(()),
+            checked => checked,
+        }
+    }
+
+    /// Whether the caller showed one of these tokens, and else whether it showed any. All are compared.
+    fn shows(
+        &self,
+        authorization: Option<&[u8]>,
+        wanted: [&[Secret]; 2],
+        otherwise: AuthError,
+    ) -> Result<(), AuthError> {
+        let given = authorization.and_then(bearer).ok_or(AuthError::Missing)?;
+        let is_wanted = wanted.iter().fold(false, |matched, tokens| matched | is_among(tokens, given));
+        let all = [&self.tokens, &self.operator_tokens, &self.publisher_tokens];
+        let is_known = all.iter().fold(false, |matched, tokens| matched | is_among(tokens, given));
+        match (is_wanted, is_known) {
+            (true, _) => Ok(()),
+            (false, true) => Err(otherwise),
+            (false, false) => Err(AuthError::Wrong),
+        }
+    }
+
+    /// Whether the caller showed a client's token, or an operator's.
+    pub(crate) fn check_token(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
+        self.shows(authorization, [&self.tokens, &self.operator_tokens], AuthError::NotClient)
+    }
+
+    /// Whether the caller may subscribe.
+    pub(crate) fn check_client(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
         if self.tokens.is_empty() { Ok(()) } else { self.check_token(authorization) }
     }
 
-    /// Whether the caller showed one of the tokens, a client's or an operator's.
-    pub(crate) fn check_token(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
-        let given = authorization.and_then(bearer).ok_or(AuthError::Missing)?;
-        let (client, operator) = (is_among(&self.tokens, given), is_among(&self.operator_tokens, given));
-        if client | operator { Ok(()) } else { Err(AuthError::Wrong) }
+    /// Whether the caller may publish. Where nobody needs a token, everybody may.
+    pub(crate) fn check_publisher(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
+        if self.publisher_tokens.is_empty() {
+            return self.check_client(authorization);
+        }
+        self.shows(authorization, [&self.publisher_tokens, &[]], AuthError::NotPublisher)
+    }
+
+    /// Whether a publisher has to show something, so that it can be believed.
+    pub(crate) fn asks_publishers(&self) -> bool {
+        self.is_required() || !self.publisher_tokens.is_empty()
     }
 
     /// Whether the caller is an operator.
@@ -69,13 +115,8 @@ impl ClientAuth {
         if !self.asks_for_token() {
             return Ok(());
         }
-        self.check_token(authorization)?;
-        let given = authorization.and_then(bearer).unwrap_or_default();
-        if self.operator_tokens.is_empty() || is_among(&self.operator_tokens, given) {
-            Ok(())
-        } else {
-            Err(AuthError::NotOperator)
-        }
+        let operators = if self.operator_tokens.is_empty() { &self.tokens } else { &self.operator_tokens };
+        self.shows(authorization, [operators, &[]], AuthError::NotOperator)
     }
 
     /// Whether an operator must show a token.
@@ -93,6 +134,10 @@ pub(crate) enum AuthError {
     Wrong,
     #[error("the token is a client's; this takes one of the server's --admin-token-file")]
     NotOperator,
+    #[error("the token is a publishing server's; to subscribe takes one of the server's --client-token-file")]
+    NotClient,
+    #[error("the token is not a publishing server's; this takes one of the server's --publisher-token-file")]
+    NotPublisher,
     #[error("no client certificate; connect with TLS and a certificate that the server's CA signed")]
     Certificate,
 }
@@ -100,7 +145,9 @@ pub(crate) enum AuthError {
 impl From<AuthError> for Status {
     fn from(error: AuthError) -> Self {
         match error {
-            AuthError::NotOperator => Self::permission_denied(error.to_string()),
+            AuthError::NotOperator | AuthError::NotClient | AuthError::NotPublisher => {
+                Self::permission_denied(error.to_string())
+            }
             _ => Self::unauthenticated(error.to_string()),
         }
     }
@@ -175,7 +222,7 @@ mod tests {
     #[test]
     fn certificates_come_on_top() {
         let auth =
-            ClientAuth { tokens: vec![Secret::new("token")], certificate: true, operator_tokens: Vec::new() };
+            ClientAuth { tokens: vec![Secret::new("token")], certificate: true, ..ClientAuth::default() };
         assert_eq!(auth.check(Some(b"Bearer token"), None), Err(AuthError::Certificate));
         assert_eq!(
             auth.check(Some(b"Bearer token"), Some(PeerCertificate::None)),
@@ -183,5 +230,26 @@ mod tests {
         );
         assert_eq!(auth.check(None, Some(PeerCertificate::Verified)), Err(AuthError::Missing));
         assert_eq!(auth.check(Some(b"Bearer token"), Some(PeerCertificate::Verified)), Ok(()));
+    }
+
+    #[test]
+    fn publishers_are_apart_if_they_have_tokens() {
+        let tokens = |text: &str| vec![Secret::new(text)];
+        let apart = ClientAuth {
+            tokens: tokens("client"),
+            publisher_tokens: tokens("publisher"),
+            ..ClientAuth::default()
+        };
+        assert_eq!(apart.check(Some(b"Bearer publisher"), None), Ok(()), "it is known");
+        assert_eq!(apart.check_client(Some(b"Bearer publisher")), Err(AuthError::NotClient));
+        assert_eq!(apart.check_client(Some(b"Bearer client")), Ok(()));
+        assert_eq!(apart.check_publisher(Some(b"Bearer publisher")), Ok(()));
+        assert_eq!(apart.check_publisher(Some(b"Bearer client")), Err(AuthError::NotPublisher));
+        assert_eq!(apart.check_publisher(None), Err(AuthError::Missing));
+        assert_eq!(apart.check_operator(Some(b"Bearer publisher")), Err(AuthError::NotOperator));
+        let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
+        assert_eq!(alike.check_publisher(Some(b"Bearer client")), Ok(()));
+        assert_eq!(alike.check_publisher(Some(b"Bearer other")), Err(AuthError::Wrong));
+        assert_eq!(ClientAuth::default().check_publisher(None), Ok(()));
     }
 }

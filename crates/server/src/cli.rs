@@ -122,6 +122,40 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", help_heading = "Streams")]
     pub stream_window: Option<String>,
 
+    /// Hand events on to one other server; more in the configuration file
+    #[arg(long, alias = "relayEnabled", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Relaying")]
+    pub relay_enabled: Option<String>,
+    /// grpc (a Gitstafette server), http or https [default: grpc]
+    #[arg(long, alias = "relayProtocol", value_name = "PROTOCOL", help_heading = "Relaying")]
+    pub relay_protocol: Option<String>,
+    /// The other server [default: 127.0.0.1]
+    #[arg(long, alias = "relayHost", value_name = "HOST", help_heading = "Relaying")]
+    pub relay_host: Option<String>,
+    /// Its port [default: 50051]
+    #[arg(long, alias = "relayPort", value_name = "PORT", help_heading = "Relaying")]
+    pub relay_port: Option<String>,
+    /// The path that webhooks are posted to, with http and https [default: /]
+    #[arg(long, alias = "relayPath", value_name = "PATH", help_heading = "Relaying")]
+    pub relay_path: Option<String>,
+    /// The path that tells whether the endpoint is up, with http and https
+    #[arg(long, alias = "relayHealthCheckPath", value_name = "PATH", help_heading = "Relaying")]
+    pub relay_health_check_path: Option<String>,
+    /// Plain text, with grpc, also beyond loopback
+    #[arg(long, alias = "relayInsecure", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Relaying")]
+    pub relay_insecure: Option<String>,
+    /// The token that the other server asks for; better in GITSTAFETTE_RELAY_TOKEN or a file
+    #[arg(long, value_name = "TOKEN", help_heading = "Relaying")]
+    pub relay_token: Option<String>,
+    /// A file that holds it
+    #[arg(long, value_name = "FILE", help_heading = "Relaying")]
+    pub relay_token_file: Option<String>,
+    /// A token for servers that publish here; better in GITSTAFETTE_PUBLISHER_TOKEN or a file; repeatable
+    #[arg(long, value_name = "TOKEN", help_heading = "Who may subscribe")]
+    pub publisher_token: Vec<String>,
+    /// A file that holds a token for servers that publish here; repeatable [default: client tokens do]
+    #[arg(long, value_name = "FILE", help_heading = "Who may subscribe")]
+    pub publisher_token_file: Vec<String>,
+
     /// The server's name [default: the machine's]
     #[arg(long, value_name = "NAME", help_heading = "Process")]
     pub name: Option<String>,

@@ -10,6 +10,7 @@ use gitstafette_client::settings::{ConfigError, Known, Settings};
 use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::{Options, Redelivery, Retention};
 use gitstafette_core::subscription::Window;
+use gitstafette_core::text::is_showable;
 use gitstafette_core::verify::GitHubSignature;
 use gitstafette_proto::MAX_BODY_BYTES;
 
@@ -17,6 +18,7 @@ use crate::app::{Listeners, PlainWebhooks, ServerOptions, ServerTls};
 use crate::auth::ClientAuth;
 use crate::ingest::IngestLimits;
 use crate::listen::Address;
+use crate::relay;
 use crate::subscribe::StreamOptions;
 use crate::tls::server_config;
 
@@ -79,7 +81,8 @@ impl Config {
         }
         let (tls, certificate) = tls(settings);
         let operator_tokens = settings.secrets("admin-token");
-        let clients = ClientAuth { tokens: clients_tokens, certificate, operator_tokens };
+        let publisher_tokens = settings.secrets("publisher-token");
+        let clients = ClientAuth { tokens: clients_tokens, certificate, operator_tokens, publisher_tokens };
         let signature = Some(secrets).filter(|secrets| !secrets.is_empty()).map(GitHubSignature::new);
         let (listeners, open) = listeners(settings, signature.is_some(), clients.is_required());
         let admin = admin(settings, &clients);
@@ -90,9 +93,14 @@ impl Config {
             );
         }
         remarks.extend(settings.unknown_variables());
+        let name = settings.optional("name").unwrap_or_else(machine);
+        if !is_showable(&name) {
+            settings.problem("name", "is longer than 256 bytes, or cannot be shown on one line");
+        }
+        let relays = relay::configured(settings, &name);
         let config = Self {
             server: ServerOptions {
-                name: settings.optional("name").unwrap_or_else(machine),
+                name,
                 listeners,
                 admin,
                 tls,
@@ -102,6 +110,7 @@ impl Config {
                 limits: limits(settings),
                 max_connections: count(settings, "max-connections"),
                 streams: streams(settings),
+                relays,
                 drain_timeout: settings.duration("drain-timeout"),
             },
             store: store_location(settings),

@@ -9,6 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 
+use crate::relay::Relays;
+use crate::subscribe::status;
 use crate::watchlist::LiveWatchlist;
 
 /// Answers what this instance is.
@@ -17,6 +19,7 @@ pub(crate) struct InfoService {
     pub(crate) name: String,
     pub(crate) server: ServerInfo,
     pub(crate) watchlist: Arc<LiveWatchlist>,
+    pub(crate) relays: Arc<Relays>,
     pub(crate) draining: CancellationToken,
 }
 
@@ -30,6 +33,7 @@ impl Info for InfoService {
     async fn get_info(&self, request: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
         let GetInfoRequest { client_id, client_endpoint } = request.into_inner();
         debug!(client.id = ?client_id, client.endpoint = ?client_endpoint, "asked for info");
+        let (relay, relays) = self.relays.infos().await.map_err(|error| status(&error))?;
         Ok(Response::new(GetInfoResponse {
             alive: !self.draining.is_cancelled(),
             instance_type: InstanceType::Server.into(),
@@ -39,8 +43,8 @@ impl Info for InfoService {
                 repositories: Some(repositories(&self.watchlist.current())),
                 ..self.server.clone()
             }),
-            relay: None,
-            relays: Vec::new(),
+            relay,
+            relays,
         }))
     }
 }

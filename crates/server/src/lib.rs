@@ -18,7 +18,8 @@
 //! # }
 //! ```
 //!
-//! Read on in the order a webhook travels: `listen`, `ingest`, `subscribe`; then `admin`, which looks on. [`app`] puts
+//! Read on in the order a webhook travels: `listen`, `ingest`, `subscribe`, `relay` and `publish` between
+//! servers; then `admin`, which looks on. [`app`] puts
 //! them together.
 
 mod admin;
@@ -30,6 +31,8 @@ mod info;
 mod ingest;
 mod listen;
 mod metrics;
+mod publish;
+mod relay;
 mod service;
 mod subscribe;
 mod tls;
@@ -39,4 +42,5 @@ pub use app::{Addresses, Listeners, PlainWebhooks, RunError, Server, ServerOptio
 pub use auth::ClientAuth;
 pub use ingest::IngestLimits;
 pub use listen::{Address, BindError};
+pub use relay::{Neighbour, NeighbourAddress, RelayOptions};
 pub use subscribe::StreamOptions;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::store::Statistics;
+use gitstafette_proto::convert::RelayState;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -35,6 +36,8 @@ pub(crate) struct Metrics {
     pub(crate) redelivered: IntCounter,
     /// Streams that ended, by reason.
     pub(crate) streams_ended: IntCounterVec,
+    /// Events of other servers, by what became of them.
+    pub(crate) relayed: IntCounterVec,
     sampled: Sampled,
 }
 
@@ -43,6 +46,8 @@ pub(crate) struct Metrics {
 struct Sampled {
     attached: IntGauge,
     lag: IntGaugeVec,
+    relay_connected: IntGaugeVec,
+    relay_lag: IntGaugeVec,
     events: IntGauge,
     bytes: IntGauge,
     disk: IntGauge,
@@ -60,6 +65,8 @@ pub(crate) struct Sample {
     pub(crate) attached: usize,
     /// Clients and how far they lag, in events.
     pub(crate) lags: Vec<(ClientId, u64)>,
+    /// How the relays are doing.
+    pub(crate) relays: Vec<RelayState>,
 }
 
 /// Makes a metric and registers it. Names and labels are constants: what could go wrong is wrong at every start.
@@ -116,12 +123,20 @@ impl Metrics {
                 "Streams of subscribers that ended, by reason.",
                 "reason",
             ),
+            relayed: counters(
+                "gitstafette_relayed_events_total",
+                "Events of other servers: stored, repeat, loop, too_many_hops, not_watched or too_large.",
+                "result",
+            ),
             sampled: Sampled::new(&registry),
             registry,
         };
         // A counter that is absent until it counts cannot be alerted on.
         for result in ["delivered", "failed", "filtered"] {
             drop(metrics.outcomes.with_label_values(&[result]));
+        }
+        for result in ["stored", "repeat", "loop", "too_many_hops", "not_watched", "too_large"] {
+            drop(metrics.relayed.with_label_values(&[result]));
         }
         Arc::new(metrics)
     }
@@ -141,6 +156,9 @@ impl Metrics {
 impl Sampled {
     fn new(registry: &Registry) -> Self {
         let gauge = |name: &str, help: &str| registered!(registry, IntGauge::new(name, help));
+        let relay = |name: &str, help: &str| {
+            registered!(registry, IntGaugeVec::new(Opts::new(name, help), &["relay", "direction"]))
+        };
         let lag = Opts::new(
             "gitstafette_subscription_lag_events",
             "Events of the log beyond the client's cursor; the clients that lag furthest.",
@@ -148,6 +166,14 @@ impl Sampled {
         Self {
             attached: gauge("gitstafette_subscriptions_attached", "Clients that are attached."),
             lag: registered!(registry, IntGaugeVec::new(lag, &["client_id"])),
+            relay_connected: relay(
+                "gitstafette_relay_connected",
+                "1 if the relay works: what it pushes is answered, or its stream stands; else 0.",
+            ),
+            relay_lag: relay(
+                "gitstafette_relay_lag_events",
+                "Events beyond the relay's cursor, of the log that it draws from.",
+            ),
             events: gauge("gitstafette_store_events", "Events in the store."),
             bytes: gauge("gitstafette_store_bytes", "Bytes of their headers and bodies."),
             disk: gauge("gitstafette_store_disk_bytes", "Bytes of the store's files."),
@@ -163,7 +189,7 @@ impl Sampled {
     }
 
     fn set(&self, sample: Sample) {
-        let Sample { statistics, attached, mut lags } = sample;
+        let Sample { statistics, attached, mut lags, relays } = sample;
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.attached, attached as u64);
         set(&self.events, statistics.events);
@@ -174,6 +200,11 @@ impl Sampled {
         set(&self.removed, statistics.removed);
         set(&self.writable, u64::from(statistics.writable));
         set(&self.resident, resident_bytes().unwrap_or_default());
+        for relay in relays {
+            let labels = [relay.name.as_str(), relay.direction.as_str()];
+            set(&self.relay_connected.with_label_values(&labels), u64::from(relay.connected));
+            set(&self.relay_lag.with_label_values(&labels), relay.lag);
+        }
         lags.sort_unstable_by_key(|(_, lag)| std::cmp::Reverse(*lag));
         self.lag.reset();
         for (client, lag) in lags.iter().take(CLIENTS) {
@@ -205,7 +236,8 @@ mod tests {
         metrics.webhooks.with_label_values(&["201"]).inc();
         let lags = (0..150).map(|number| (format!("client-{number}").parse().unwrap(), number)).collect();
         let statistics = Statistics { events: 7, writable: true, ..Statistics::default() };
-        let (text, content_type) = metrics.render(Sample { statistics, attached: 3, lags });
+        let (text, content_type) =
+            metrics.render(Sample { statistics, attached: 3, lags, relays: Vec::new() });
         let text = String::from_utf8(text).unwrap();
         assert!(content_type.starts_with("text/plain"), "{content_type}");
         for line in [

@@ -1,4 +1,5 @@
-//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, all else for operators.
+//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, publishing is for other
+//! servers, all else for operators.
 
 use std::sync::Arc;
 
@@ -9,28 +10,38 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use crate::admin::Admin;
-use crate::auth::{ClientAuth, Peer};
+use crate::auth::{AuthError, ClientAuth, Peer};
+use crate::publish::Publications;
 use crate::subscribe::{Subscriber, Subscriptions};
 
-/// Serves both. Callers are authenticated before they come here; whether one is an operator is looked at here.
+/// Serves all of them. Callers are authenticated before they come here; what one may do is looked at here.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) subscriptions: Subscriptions,
+    pub(crate) subscriptions: Arc<Subscriptions>,
+    pub(crate) publications: Publications,
     pub(crate) admin: Arc<Admin>,
     pub(crate) auth: ClientAuth,
 }
 
+/// Whether a caller with this authorization may do something.
+type Check = fn(&ClientAuth, Option<&[u8]>) -> Result<(), AuthError>;
+
 impl Service {
-    /// The message of an operator's request.
-    fn operator<T>(&self, request: Request<T>) -> Result<T, Status> {
+    /// The message of a request, if its caller may make it.
+    fn allow<T>(&self, request: Request<T>, check: Check) -> Result<T, Status> {
         let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
-        if let Err(error) = self.auth.check_operator(authorization) {
+        if let Err(error) = check(&self.auth, authorization) {
             let address =
                 request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.address));
-            warn!(client.address = address, reason = %error, "an operator was refused");
+            warn!(client.address = address, reason = %error, "a caller was refused");
             return Err(error.into());
         }
         Ok(request.into_inner())
+    }
+
+    /// The message of an operator's request.
+    fn operator<T>(&self, request: Request<T>) -> Result<T, Status> {
+        self.allow(request, ClientAuth::check_operator)
     }
 }
 
@@ -40,13 +51,17 @@ impl Gitstafette for Service {
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<BoxStream<v1::SubscribeResponse>>, Status> {
-        let peer = request.extensions().get::<Peer>();
-        let subscriber = Subscriber {
-            from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
-            cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
-        };
-        let requests = Box::pin(request.into_inner());
+        let subscriber = Subscriber::client(request.extensions().get());
+        let requests = Box::pin(self.allow(request, ClientAuth::check_client)?);
         self.subscriptions.subscribe(subscriber, requests).await.map(Response::new)
+    }
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<v1::PublishRequest>>,
+    ) -> Result<Response<BoxStream<v1::PublishResponse>>, Status> {
+        let requests = self.allow(request, ClientAuth::check_publisher)?;
+        Ok(Response::new(self.publications.publish(requests)))
     }
 
     async fn list_events(
@@ -106,5 +121,13 @@ impl Gitstafette for Service {
         request: Request<v1::ChangeWatchlistRequest>,
     ) -> Result<Response<v1::ChangeWatchlistResponse>, Status> {
         self.admin.change_watchlist_by(self.operator(request)?).await.map(Response::new)
+    }
+
+    async fn list_relays(
+        &self,
+        request: Request<v1::ListRelaysRequest>,
+    ) -> Result<Response<v1::ListRelaysResponse>, Status> {
+        self.operator(request)?;
+        self.admin.list_relays().await.map(Response::new)
     }
 }

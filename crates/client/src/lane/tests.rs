@@ -215,6 +215,6 @@ async fn stopping_leaves_what_waits() {
     lane.stop.cancel();
     lane.task.await.unwrap();
     assert_eq!(target.asked().len(), 1, "the first try was made, no second, and no other event");
-    assert!(matches!(lane.reports.recv().await, Some(Report::Retrying(_))));
+    assert!(matches!(lane.reports.recv().await, Some(Report::Retrying { .. })));
     assert!(lane.reports.recv().await.is_none());
 }

@@ -11,9 +11,8 @@ use http::header::{LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
-use tokio::net::TcpStream;
 
-use crate::connect::root_cause;
+use crate::connect::{is_reachable, root_cause};
 
 /// How much of an answer is kept for people, in bytes.
 const DETAIL_BYTES: usize = 2048;
@@ -21,8 +20,6 @@ const DETAIL_BYTES: usize = 2048;
 const DRAIN_BYTES: usize = 64 << 10;
 /// How long connecting may take. The whole try has the target's own time-out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a look at the target may take. Shorter: it is repeated.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an unused connection is kept. Below the 5 s after which Node.js servers close theirs, because a request
 /// on a connection that is just being closed fails.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -112,8 +109,7 @@ impl Target for HttpTarget {
         let host = self.url.host_str().unwrap_or_default();
         // The port is known: the scheme is http or https.
         let port = self.url.port_or_known_default().unwrap_or_default();
-        let connecting = TcpStream::connect((host.trim_matches(['[', ']']), port));
-        matches!(tokio::time::timeout(PROBE_TIMEOUT, connecting).await, Ok(Ok(_)))
+        is_reachable(host.trim_matches(['[', ']']), port).await
     }
 }
 

@@ -18,7 +18,8 @@ use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Statistics, WatchlistChange};
 use gitstafette_proto::convert::{
-    MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry, WireError, target_name,
+    MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, RelayState, SubscriptionState, WatchlistEntry, WireError,
+    target_name,
 };
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
@@ -52,6 +53,7 @@ pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth) -> Router {
         .route("/v1/events/{sequence}", get(show))
         .route("/v1/dead-letters", get(dead_letters))
         .route("/v1/subscriptions", get(subscriptions))
+        .route("/v1/relays", get(relays))
         .route("/v1/statistics", get(statistics))
         .route("/v1/watchlist", get(watchlist).post(add).delete(remove))
         .layer(axum::middleware::from_fn_with_state(operators.clone(), guard));
@@ -304,6 +306,15 @@ struct Subscriptions {
 
 async fn subscriptions(State(operators): State<Operators>) -> Result<Json<Subscriptions>, Problem> {
     Ok(Json(Subscriptions { subscriptions: operators.admin.subscriptions().await? }))
+}
+
+#[derive(Debug, Serialize)]
+struct RelayStates {
+    relays: Vec<RelayState>,
+}
+
+async fn relays(State(operators): State<Operators>) -> Result<Json<RelayStates>, Problem> {
+    Ok(Json(RelayStates { relays: operators.admin.relays.states().await? }))
 }
 
 async fn statistics(State(operators): State<Operators>) -> Result<Json<Statistics>, Problem> {

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::metrics::{Metrics, Sample, lag};
+use crate::relay::Relays;
 use crate::subscribe::Registry;
 use crate::watchlist::{ChangeError, LiveWatchlist};
 
@@ -43,6 +44,7 @@ pub(crate) struct Admin {
     pub(crate) store: Arc<dyn EventStore>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) watchlist: Arc<LiveWatchlist>,
+    pub(crate) relays: Arc<Relays>,
     pub(crate) metrics: Arc<Metrics>,
     /// Followers end with it.
     pub(crate) draining: CancellationToken,
@@ -239,7 +241,8 @@ impl Admin {
         let statistics = self.store.statistics().await?;
         let cursors = self.store.cursors().await?;
         let lags = cursors.into_iter().map(|(client, cursor)| (client, lag(cursor, &statistics))).collect();
-        Ok(self.metrics.render(Sample { statistics, attached: self.registry.len(), lags }))
+        let relays = self.relays.states().await?;
+        Ok(self.metrics.render(Sample { statistics, attached: self.registry.len(), lags, relays }))
     }
 }
 

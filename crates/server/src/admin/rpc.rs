@@ -83,6 +83,11 @@ impl Admin {
         Ok(v1::ListSubscriptionsResponse { subscriptions: states.iter().map(Into::into).collect(), head })
     }
 
+    pub(crate) async fn list_relays(&self) -> Result<v1::ListRelaysResponse, Status> {
+        let states = self.relays.states().await.map_err(|error| status(&error))?;
+        Ok(v1::ListRelaysResponse { relays: states.iter().map(Into::into).collect() })
+    }
+
     pub(crate) async fn show_statistics(&self) -> Result<v1::ShowStatisticsResponse, Status> {
         let statistics = self.statistics().await.map_err(|error| status(&error))?;
         Ok(v1::ShowStatisticsResponse { store_id: self.store.id().to_string(), ..(&statistics).into() })

@@ -20,7 +20,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads bodies.
 #[derive(Debug)]
-pub(super) struct BodyReader {
+pub(crate) struct BodyReader {
     limits: IngestLimits,
     inflight: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -34,7 +34,7 @@ pub(super) struct ReadBody {
 }
 
 impl BodyReader {
-    pub(super) fn new(limits: IngestLimits, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(limits: IngestLimits, tasks: TaskTracker) -> Self {
         let permits =
             usize::try_from(limits.inflight_bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { limits, inflight: Arc::new(Semaphore::new(permits)), tasks }

@@ -22,9 +22,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::ClientAuth;
 use crate::metrics::Metrics;
+use crate::relay::{Connected, Relays};
 use crate::watchlist::LiveWatchlist;
-use body::BodyReader;
 
+pub(crate) use body::BodyReader;
 pub(crate) use problem::Problem;
 
 /// Bounds of what one request and all together may take.
@@ -41,31 +42,17 @@ pub struct IngestLimits {
 /// What handlers need.
 #[derive(Debug)]
 pub(crate) struct Ingest {
-    store: Arc<dyn EventStore>,
-    watchlist: Arc<LiveWatchlist>,
+    pub(crate) store: Arc<dyn EventStore>,
+    pub(crate) watchlist: Arc<LiveWatchlist>,
     /// `None` takes unsigned webhooks.
-    signature: Option<GitHubSignature>,
-    auth: ClientAuth,
-    metrics: Arc<Metrics>,
-    bodies: BodyReader,
+    pub(crate) signature: Option<GitHubSignature>,
+    pub(crate) auth: ClientAuth,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) relays: Arc<Relays>,
+    pub(crate) bodies: BodyReader,
     /// Where webhooks are taken: they outlive the connection they came on.
-    tasks: TaskTracker,
-    draining: CancellationToken,
-}
-
-impl Ingest {
-    pub(crate) fn new(
-        store: Arc<dyn EventStore>,
-        watchlist: Arc<LiveWatchlist>,
-        signature: Option<GitHubSignature>,
-        auth: ClientAuth,
-        metrics: Arc<Metrics>,
-        limits: IngestLimits,
-        (tasks, draining): (TaskTracker, CancellationToken),
-    ) -> Self {
-        let bodies = BodyReader::new(limits, tasks.clone());
-        Self { store, watchlist, signature, auth, metrics, bodies, tasks, draining }
-    }
+    pub(crate) tasks: TaskTracker,
+    pub(crate) draining: CancellationToken,
 }
 
 /// The whole HTTP surface.
@@ -106,6 +93,14 @@ struct Status {
     status: &'static str,
 }
 
+/// What `GET /readyz` tells. A neighbour that is away is no reason to send webhooks elsewhere: they wait on the disk.
+#[derive(Debug, Serialize)]
+struct Readiness<'a> {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Connected::is_empty")]
+    relays: Connected<'a>,
+}
+
 /// The process lives.
 async fn healthz() -> Json<Status> {
     Json(Status { status: "ok" })
@@ -113,15 +108,16 @@ async fn healthz() -> Json<Status> {
 
 /// Webhooks are taken: not while the server goes down, nor while the store cannot write.
 async fn readyz(State(ingest): State<Arc<Ingest>>) -> Response {
-    if ingest.draining.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(Status { status: "draining" })).into_response();
-    }
-    match ingest.store.statistics().await {
-        Ok(statistics) if !statistics.writable => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(Status { status: "the store cannot write" }))
-                .into_response()
+    let (code, status) = if ingest.draining.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else {
+        match ingest.store.statistics().await {
+            Ok(statistics) if !statistics.writable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the store cannot write")
+            }
+            Ok(_) => (StatusCode::OK, "ok"),
+            Err(error) => return Problem::from(error).into_response(),
         }
-        Ok(_) => Json(Status { status: "ok" }).into_response(),
-        Err(error) => Problem::from(error).into_response(),
-    }
+    };
+    (code, Json(Readiness { status, relays: ingest.relays.are_connected() })).into_response()
 }

@@ -111,7 +111,7 @@ impl From<StoreError> for Problem {
 
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
-        if error == AuthError::NotOperator {
+        if matches!(error, AuthError::NotOperator | AuthError::NotClient | AuthError::NotPublisher) {
             return Self::new(StatusCode::FORBIDDEN, error.to_string());
         }
         Self { scheme: Some("Bearer"), ..Self::new(StatusCode::UNAUTHORIZED, error.to_string()) }

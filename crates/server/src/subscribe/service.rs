@@ -22,7 +22,9 @@ use super::outbox::{Traffic, outbox};
 use super::registry::Standing;
 use super::session::Session;
 use super::{Registry, StreamOptions};
+use crate::auth::Peer;
 use crate::metrics::Metrics;
+use crate::relay::RELAY_CLIENTS;
 use crate::watchlist::LiveWatchlist;
 
 /// How long a client may take for its first message.
@@ -46,9 +48,27 @@ pub(crate) struct Subscriptions {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     /// Where it is, for operators.
-    pub(crate) from: String,
+    from: String,
     /// Cuts its connection, whatever is on it.
-    pub(crate) cut: CancellationToken,
+    cut: CancellationToken,
+    /// Whether it is one of this server's relays, which have client ids of their own.
+    is_relay: bool,
+}
+
+impl Subscriber {
+    /// A client, if its peer is known.
+    pub(crate) fn client(peer: Option<&Peer>) -> Self {
+        Self {
+            from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
+            cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
+            is_relay: false,
+        }
+    }
+
+    /// One of this server's relays, to the server at this address.
+    pub(crate) fn relay(to: String) -> Self {
+        Self { from: to, cut: CancellationToken::new(), is_relay: true }
+    }
 }
 
 impl Subscriptions {
@@ -62,8 +82,12 @@ impl Subscriptions {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
-        let Subscriber { from, cut } = subscriber;
+        let Subscriber { from, cut, is_relay } = subscriber;
         let subscription = first_message(&mut requests).await?;
+        if subscription.client_id.as_str().starts_with(RELAY_CLIENTS) && !is_relay {
+            let message = format!("client_id: {RELAY_CLIENTS}… are the server's own relays; choose another");
+            return Err(Status::invalid_argument(message));
+        }
         self.check_repositories(&subscription)?;
         let client = subscription.client_id.clone();
         let span = tracing::info_span!("session", client.id = %client, client.address = from);

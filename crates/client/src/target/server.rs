@@ -1,0 +1,201 @@
+//! Another Gitstafette server: ours, or one of the Go implementation.
+//!
+//! Each try is a call of its own with one event. Nothing long-lived has to be kept up: a platform that cuts long requests,
+//! or is asleep until it is asked, serves as well as any, and a large event holds up no small one.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use gitstafette_core::event::Event;
+use gitstafette_core::target::{Attempt, Target, Verdict};
+use gitstafette_proto::convert::MAX_GO_MESSAGE_BYTES;
+use gitstafette_proto::v1::{
+    self, PublishRequest, PublishResponse, PublishResult, WebhookEventPushRequest, WebhookEventPushResponse,
+};
+use prost::Message;
+use tokio_stream::once;
+use tonic::{Code, Status};
+
+use crate::connect::{Calls, ServerAddress, is_reachable};
+
+/// Publishes each event to another server; delivered means that it is durable there.
+///
+/// Which wire the server speaks shows at the first call of each connection: one that does not know `Publish` is of the Go
+/// implementation, and gets `WebhookEventPush`. When it is replaced, the next connection finds that out.
+pub struct ServerTarget {
+    name: String,
+    /// Told to a server of the Go implementation.
+    client_id: String,
+    address: ServerAddress,
+    timeout: Duration,
+    /// The connection that tries share, or the wait for it: one dials, all hear how it went.
+    dialing: Mutex<Option<Dialing>>,
+    /// Counts connections, so that a try drops no newer one than its own.
+    dials: AtomicU64,
+}
+
+/// A connection under its number.
+#[derive(Clone)]
+struct Dialing {
+    number: u64,
+    link: Shared<BoxFuture<'static, Result<Arc<Link>, Status>>>,
+}
+
+/// A connection, and what is known of the server at its end.
+struct Link {
+    calls: Calls,
+    /// Whether it is of the Go implementation.
+    is_old: AtomicBool,
+}
+
+impl ServerTarget {
+    /// The server at `address`, under its host and port as the target's name. `client_id` says who publishes; a try may
+    /// take `timeout`.
+    pub fn new(address: ServerAddress, client_id: String, timeout: Duration) -> Self {
+        let name = format!("{}:{}", address.host, address.port);
+        Self { name, client_id, address, timeout, dialing: Mutex::default(), dials: AtomicU64::default() }
+    }
+
+    fn dial(&self) -> Dialing {
+        let mut dialing = self.dialing.lock().unwrap_or_else(PoisonError::into_inner);
+        let dial = || {
+            let address = self.address.clone();
+            let link = async move {
+                let calls = address.connect().await?.calls;
+                Ok(Arc::new(Link { calls, is_old: AtomicBool::new(false) }))
+            };
+            Dialing { number: self.dials.fetch_add(1, Ordering::Relaxed), link: link.boxed().shared() }
+        };
+        dialing.get_or_insert_with(dial).clone()
+    }
+
+    /// The next try dials anew, unless another has already.
+    fn hang_up(&self, number: u64) {
+        let mut dialing = self.dialing.lock().unwrap_or_else(PoisonError::into_inner);
+        if dialing.as_ref().is_some_and(|dialing| dialing.number == number) {
+            *dialing = None;
+        }
+    }
+
+    async fn publish(&self, link: &Link, event: &Event) -> Result<Attempt, Status> {
+        if !link.is_old.load(Ordering::Relaxed) {
+            let request = PublishRequest { event: Some(event.into()) };
+            match link.calls.clone().publish(once(request)).await {
+                Ok(answers) => {
+                    let answer = answers.into_inner().message().await?;
+                    return answer.map(published).ok_or_else(|| Status::unavailable("there was no answer"));
+                }
+                Err(status) if status.code() == Code::Unimplemented => {}
+                Err(status) => return Err(status),
+            }
+        }
+        self.push(link, event).await
+    }
+
+    /// To a server of the Go implementation.
+    async fn push(&self, link: &Link, event: &Event) -> Result<Attempt, Status> {
+        let Some(repository) = event.webhook.facts.repository_id else {
+            return Ok(refused("the server is of the Go implementation, which knows repositories only"));
+        };
+        let request = WebhookEventPushRequest {
+            cliend_id: self.client_id.clone(),
+            repository_id: repository.to_string(),
+            webhook_event: Some(v1::WebhookEvent { sequence: 0, ..event.into() }),
+        };
+        if request.encoded_len() > MAX_GO_MESSAGE_BYTES {
+            return Ok(refused("the server is of the Go implementation, which takes 4 MiB at most"));
+        }
+        let pushed = link.calls.clone().webhook_event_push(request).await?.into_inner();
+        if !link.is_old.swap(true, Ordering::Relaxed) {
+            tracing::info!(target.name = self.name, "the server is of the Go implementation");
+        }
+        Ok(accepted(pushed))
+    }
+}
+
+impl fmt::Debug for ServerTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTarget").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Target for ServerTarget {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn attempt(&self, event: &Event) -> Attempt {
+        let dialing = self.dial();
+        let tried = tokio::time::timeout(self.timeout, async {
+            match dialing.link.clone().await {
+                Ok(link) => self.publish(&link, event).await.map_err(|status| (verdict(&status), status)),
+                Err(status) => Err((Verdict::Unreachable, status)),
+            }
+        });
+        let timed_out = || {
+            let status = Status::deadline_exceeded(format!("no answer in {} s", self.timeout.as_secs()));
+            Err((Verdict::Retry(None), status))
+        };
+        match tried.await.unwrap_or_else(|_| timed_out()) {
+            Ok(attempt) => attempt,
+            Err((verdict, status)) => {
+                if verdict != Verdict::Final {
+                    self.hang_up(dialing.number);
+                }
+                let detail = format!("{:?}: {}", status.code(), status.message());
+                Attempt { verdict, code: None, detail }
+            }
+        }
+    }
+
+    async fn is_reachable(&self) -> bool {
+        is_reachable(&self.address.host, self.address.port).await
+    }
+}
+
+fn published(answer: PublishResponse) -> Attempt {
+    let verdict = match answer.result() {
+        PublishResult::Stored | PublishResult::Repeat => Verdict::Delivered,
+        PublishResult::Unwanted => Verdict::Unwanted,
+        PublishResult::Refused => Verdict::Final,
+        PublishResult::Unspecified => Verdict::Retry(None),
+    };
+    let detail = match answer.result() {
+        PublishResult::Stored => format!("stored there as {}", answer.sequence),
+        PublishResult::Repeat => format!("was there as {}", answer.sequence),
+        _ => answer.detail,
+    };
+    Attempt { verdict, code: None, detail }
+}
+
+fn accepted(answer: WebhookEventPushResponse) -> Attempt {
+    let WebhookEventPushResponse { response_code, response_description, accepted } = answer;
+    let code = response_code.parse().ok();
+    let verdict = match code {
+        _ if accepted => Verdict::Delivered,
+        Some(406) => Verdict::Unwanted,
+        Some(400..500) => Verdict::Final,
+        _ => Verdict::Retry(None),
+    };
+    let detail = if accepted { "accepted there".to_owned() } else { response_description };
+    Attempt { verdict, code, detail }
+}
+
+fn refused(reason: &str) -> Attempt {
+    Attempt { verdict: Verdict::Final, code: None, detail: reason.to_owned() }
+}
+
+/// What a call's error means for the event. Final is only what the same event would get again from a server that works. A
+/// wrong token is no such thing: it is set right, and nothing may be lost until then.
+fn verdict(status: &Status) -> Verdict {
+    match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => Verdict::Final,
+        _ => Verdict::Retry(None),
+    }
+}
