@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gitstafette_core::backoff::Backoff;
 use gitstafette_core::event::{ClientId, Sequence};
@@ -184,6 +185,7 @@ fn usable<T>(settings: &mut Settings, files: &PemFiles, tls: Result<T, TlsError>
 
 /// The target with its URL, if there is one.
 fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, String)> {
+    let timeout = settings.positive_duration("target-timeout");
     let relay = relay_url(settings);
     let url = match (settings.optional::<String>("target"), relay) {
         (Some(_), Some(_)) => {
@@ -192,12 +194,16 @@ fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, Stri
         }
         (target, relay) => target.or(relay),
     }?;
-    http_target(settings, files, &url).map(|target| (target, url))
+    http_target(settings, files, &url, timeout).map(|target| (target, url))
 }
 
-/// Reads how to talk to the HTTP endpoint at `url`.
-pub fn http_target(settings: &mut Settings, files: &PemFiles, url: &str) -> Option<HttpTarget> {
-    let timeout = settings.positive_duration("target-timeout");
+/// Reads how to talk to the HTTP endpoint at `url`, which answers a try within `timeout`.
+pub fn http_target(
+    settings: &mut Settings,
+    files: &PemFiles,
+    url: &str,
+    timeout: Duration,
+) -> Option<HttpTarget> {
     let tls = if url.starts_with("https:") { usable(settings, files, files.target_config()) } else { None };
     let target = HttpTarget::try_new(url, timeout, tls.unwrap_or_else(no_tls));
     target.map_err(|error| settings.problem("target", &error.to_string())).ok()

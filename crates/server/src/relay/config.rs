@@ -95,17 +95,17 @@ fn of_flags(settings: &mut Settings) -> Option<(String, Settings)> {
 
 fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
     let files = pem_files(table);
+    let timeout = table.positive_duration("target-timeout");
     let to_server = table.optional::<String>("server").is_some();
     let url = table.optional::<String>("target");
     let (target, address): (Arc<dyn Target>, _) = match (to_server, url) {
         (true, None) => {
             let server = server(table, &files);
             let address = NeighbourAddress::of_server(&server);
-            let timeout = table.positive_duration("target-timeout");
             (Arc::new(ServerTarget::new(server, name.to_owned(), timeout)), address)
         }
         (false, Some(url)) => {
-            let target = http_target(table, &files, &url)?;
+            let target = http_target(table, &files, &url, timeout)?;
             (Arc::new(target), NeighbourAddress::of_url(&url)?)
         }
         _ => {
@@ -182,3 +182,6 @@ impl NeighbourAddress {
         Some(Self { host, port, protocol, url })
     }
 }
+
+#[cfg(test)]
+mod tests;
