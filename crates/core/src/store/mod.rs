@@ -54,11 +54,13 @@ pub use sqlite::SqliteStore;
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
 /// - **One origin, one event.** An append that came through other servers and whose [origin](crate::hop::Hops::origin) is
 ///   in the store is a repeat, whatever was reported of it. One with an origin that is not there is judged by its identity
-///   as above, and is marked as a redelivery also if the server that handed it on had it as one.
+///   as above, and is marked as a redelivery also if the server that handed it on had it as one. Origins that retention
+///   removed are forgotten.
 /// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended, to whomever it is addressed, takes no part in
 ///   that: it stands beside what the sender sent. Only the outcomes of what the sender sent decide about the sender's
 ///   next; the copy's neither make a repeat of it nor let it pass as a redelivery. When retention has removed what the
-///   sender sent, its identity is forgotten, though a copy be there.
+///   sender sent, its identity is forgotten, though a copy be there. A copy carries no hops: it begins here, so for the
+///   next server its origin is this one.
 /// - **Progress.** A client's cursor moves only by `acknowledge` and `seek`. Acknowledgements beyond the cursor are
 ///   kept until it has passed them or retention removes their event.
 /// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
@@ -199,6 +201,11 @@ impl StoreId {
     /// The id with this number, for a store that keeps it.
     pub const fn new(number: u64) -> Self {
         Self(number)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
     }
 
     /// A random id. The standard library seeds its hashers from the system's randomness, which is all that is needed

@@ -279,7 +279,7 @@ impl EventStore for SqliteStore {
 
     async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
         self.check_open()?;
-        self.readers.run(reader::counts).await
+        self.readers.run(catalog::counts).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {

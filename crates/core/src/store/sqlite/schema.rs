@@ -42,6 +42,9 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `for_client` and `for_target` are the event's address. `original` is the event of which an operator made it, and
 ///   null for what a sender sent: only that has an identity.
 /// - The indexes of dead letters hold only what is one now, so they cost nothing while all goes well.
+/// - `hops` are the servers that an event came through, and `origin_store` and `origin_sequence` the first of them, to find
+///   it by: all null, and in no index, if there are none.
+/// - `events_by_repository` is read to count the events of each: the rows are not.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
@@ -142,6 +145,15 @@ pub(super) const MIGRATIONS: &[&str] = &[
             WHERE previous.client = one.client AND previous.sequence = one.sequence - 1
         );
     DROP TABLE ahead_one_by_one;
+",
+    "
+    ALTER TABLE events ADD COLUMN hops BLOB;
+    ALTER TABLE events ADD COLUMN origin_store INTEGER;
+    ALTER TABLE events ADD COLUMN origin_sequence INTEGER;
+    CREATE UNIQUE INDEX events_by_origin ON events (origin_store, origin_sequence)
+        WHERE origin_store IS NOT NULL;
+    CREATE INDEX events_by_repository ON events (repository_id)
+        WHERE repository_id IS NOT NULL;
 ",
 ];
 
