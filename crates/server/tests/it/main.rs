@@ -13,6 +13,7 @@ mod listening;
 mod memory;
 mod network;
 mod programs;
+mod relay;
 mod streams;
 mod support;
 mod targets;

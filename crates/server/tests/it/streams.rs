@@ -27,7 +27,7 @@ pub struct Raw {
     responses: Streaming<SubscribeResponse>,
 }
 
-async fn channel(server: &TestServer) -> Channel {
+pub async fn channel(server: &TestServer) -> Channel {
     Channel::from_shared(format!("http://{}", server.addresses.grpc)).unwrap().connect().await.unwrap()
 }
 
