@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
 use crate::route::{Destination, Route};
-use crate::session::{self, End, Notice};
+use crate::session::{self, End, Notice, Order};
 use crate::state::{ClientState, TargetState};
 use crate::window::Window;
 
@@ -38,6 +38,8 @@ pub struct ClientOptions {
     pub subscription: Subscription,
     /// Where events go.
     pub routes: Vec<Route>,
+    /// How long one stream lives before the client ends it and goes on with the next; `None` is for ever.
+    pub stream_window: Option<Duration>,
 }
 
 /// Receives webhooks from a server and delivers them to targets.
@@ -46,6 +48,7 @@ pub struct Client {
     server: ServerAddress,
     subscription: Subscription,
     destinations: Vec<Arc<Destination>>,
+    stream_window: Option<Duration>,
     state: watch::Sender<ClientState>,
 }
 
@@ -69,11 +72,11 @@ impl Course {
 impl Client {
     /// A client that is not connected yet: [`run`](Self::run) does that.
     pub fn new(options: ClientOptions) -> Self {
-        let ClientOptions { server, subscription, routes } = options;
+        let ClientOptions { server, subscription, routes, stream_window } = options;
         let destinations = Destination::all(routes);
         let targets = destinations.iter().map(|destination| TargetState::new(&destination.name)).collect();
         let state = watch::Sender::new(ClientState { targets, ..ClientState::default() });
-        Self { server, subscription, destinations, state }
+        Self { server, subscription, destinations, stream_window, state }
     }
 
     /// What the client is doing, to look at or to wait on.
@@ -119,7 +122,8 @@ impl Client {
             Some(Ok(connection)) => connection,
         };
         let subscription = Subscription { start, ..self.subscription.clone() };
-        session::run(connection, subscription, deliveries, stop, |notice| match notice {
+        let order = Order { subscription, window: self.stream_window };
+        session::run(connection, order, deliveries, stop, |notice| match notice {
             Notice::Started => {
                 course.started = Some(Instant::now());
                 self.state.send_modify(|state| state.subscribed = true);
@@ -135,7 +139,7 @@ impl Client {
         let random = fastrand::f64();
         let wait = match end {
             End::Stopped => return None,
-            End::GoAway(GoAwayReason::Window, _) => {
+            End::WindowOver | End::GoAway(GoAwayReason::Window, _) => {
                 info!(server, "the stream window is over; going on with the next");
                 return Some(Duration::ZERO);
             }

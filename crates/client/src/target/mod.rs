@@ -2,6 +2,8 @@
 
 mod http;
 pub(crate) mod print;
+mod verified;
 
 pub use http::{HttpTarget, HttpTargetError};
 pub use print::PrintTarget;
+pub use verified::VerifiedTarget;

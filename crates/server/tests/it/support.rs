@@ -286,6 +286,7 @@ pub fn options(grpc: SocketAddr, target: Arc<dyn Target>) -> ClientOptions {
             ..Subscription::new("test".parse().unwrap())
         },
         routes: vec![Route { policy: impatient(), ..Route::new(target) }],
+        stream_window: None,
     }
 }
 
