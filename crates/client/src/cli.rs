@@ -169,12 +169,6 @@ pub struct Flags {
     /// How long one stream lives before the next [default: for ever]
     #[arg(long, alias = "streamWindow", value_name = "DURATION", help_heading = "Subscription")]
     pub stream_window: Option<String>,
-    /// A hook's secret: signatures are checked here, too; better in a file; repeatable
-    #[arg(long, alias = "webhookHMAC", value_name = "SECRET", help_heading = "Subscription")]
-    pub webhook_hmac: Vec<String>,
-    /// A file that holds a hook's secret; repeatable
-    #[arg(long, value_name = "FILE", help_heading = "Subscription")]
-    pub webhook_hmac_file: Vec<String>,
 
     /// The URL to post webhooks to [default: print them]
     #[arg(long, value_name = "URL", help_heading = "Target")]
@@ -200,6 +194,12 @@ pub struct Flags {
     /// Changes nothing: for command lines of the Go implementation
     #[arg(long, alias = "relayInsecure", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true, help_heading = "Target")]
     pub relay_insecure: Option<String>,
+    /// A hook's secret: signatures are checked here, too; better in a file; repeatable
+    #[arg(long, alias = "webhookHMAC", value_name = "SECRET", help_heading = "Target")]
+    pub webhook_hmac: Vec<String>,
+    /// A file that holds a hook's secret; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    pub webhook_hmac_file: Vec<String>,
     /// How long one try may take [default: 30s]
     #[arg(long, value_name = "DURATION", help_heading = "Target")]
     pub target_timeout: Option<String>,

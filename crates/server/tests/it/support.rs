@@ -135,6 +135,11 @@ impl Sender {
         Self { http: http_client(), url, hook: hook(Format::Json) }
     }
 
+    /// Signs with another secret than the usual.
+    pub fn signing_with(self, secret: &str) -> Self {
+        Self { hook: Hook { secret: Some(Secret::new(secret)), ..self.hook }, ..self }
+    }
+
     /// Sends a payload, signed.
     pub async fn send(&self, event: &str, delivery_id: &str, payload: &str) -> reqwest::Response {
         self.request(&self.hook.request(event, delivery_id, payload)).await.unwrap()
