@@ -166,6 +166,9 @@ pub struct Flags {
     /// Bytes on their way at once [default: 32MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Subscription")]
     pub max_unacknowledged_bytes: Option<String>,
+    /// How long one stream lives before the next [default: for ever]
+    #[arg(long, alias = "streamWindow", value_name = "DURATION", help_heading = "Subscription")]
+    pub stream_window: Option<String>,
 
     /// The URL to post webhooks to [default: print them]
     #[arg(long, value_name = "URL", help_heading = "Target")]
@@ -173,7 +176,7 @@ pub struct Flags {
     /// Deliver to the URL that the other relay flags make up
     #[arg(long, alias = "relayEnabled", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Target")]
     pub relay_enabled: Option<String>,
-    /// http or https [default: http]
+    /// http, https, or grpc: another Gitstafette server [default: http]
     #[arg(long, alias = "relayProtocol", value_name = "PROTOCOL", help_heading = "Target")]
     pub relay_protocol: Option<String>,
     /// The target's host [default: 127.0.0.1]
@@ -185,6 +188,24 @@ pub struct Flags {
     /// The target's path [default: /]
     #[arg(long, alias = "relayPath", value_name = "PATH", help_heading = "Target")]
     pub relay_path: Option<String>,
+    /// The path that is asked whether the target is back [default: only connect]
+    #[arg(long, alias = "relayHealthCheckPath", value_name = "PATH", help_heading = "Target")]
+    pub relay_health_check_path: Option<String>,
+    /// Plain text to the server of the protocol grpc, also beyond loopback
+    #[arg(long, alias = "relayInsecure", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Target")]
+    pub relay_insecure: Option<String>,
+    /// The token for that server; better in GITSTAFETTE_RELAY_TOKEN or a file
+    #[arg(long, value_name = "TOKEN", help_heading = "Target")]
+    pub relay_token: Option<String>,
+    /// A file that holds it
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    pub relay_token_file: Option<String>,
+    /// A hook's secret: signatures are checked here, too; better in a file; repeatable
+    #[arg(long, alias = "webhookHMAC", value_name = "SECRET", help_heading = "Target")]
+    pub webhook_hmac: Vec<String>,
+    /// A file that holds a hook's secret; repeatable
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    pub webhook_hmac_file: Vec<String>,
     /// How long one try may take [default: 30s]
     #[arg(long, value_name = "DURATION", help_heading = "Target")]
     pub target_timeout: Option<String>,
@@ -207,6 +228,12 @@ pub struct Flags {
     /// Where GET /health is served; 0: nowhere [default: 8080]
     #[arg(long, alias = "healthCheckPort", value_name = "PORT", help_heading = "Process")]
     pub health_check_port: Option<String>,
+    /// Where gRPC info.Info and health are served, in plain text [default: nowhere]
+    #[arg(long, alias = "infoPort", value_name = "PORT", help_heading = "Process")]
+    pub info_port: Option<String>,
+    /// The client's name, told there [default: the machine's]
+    #[arg(long, value_name = "NAME", help_heading = "Process")]
+    pub name: Option<String>,
     /// What both programs have.
     #[command(flatten)]
     #[serde(flatten)]

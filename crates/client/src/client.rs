@@ -16,7 +16,7 @@ use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
 use crate::feed::Feed;
 use crate::route::{Destination, Route};
-use crate::session::{self, End, Notice};
+use crate::session::{self, End, Notice, Order};
 use crate::state::{ClientState, TargetState};
 use crate::window::Window;
 
@@ -39,6 +39,8 @@ pub struct ClientOptions {
     pub subscription: Subscription,
     /// Where events go.
     pub routes: Vec<Route>,
+    /// How long one stream lives before the client ends it and goes on with the next; `None` is for ever.
+    pub stream_window: Option<Duration>,
 }
 
 /// Receives webhooks from a server and delivers them to targets.
@@ -47,6 +49,7 @@ pub struct Client {
     feed: Feed,
     subscription: Subscription,
     destinations: Vec<Arc<Destination>>,
+    stream_window: Option<Duration>,
     state: watch::Sender<ClientState>,
 }
 
@@ -70,8 +73,8 @@ impl Course {
 impl Client {
     /// A client that is not connected yet: [`run`](Self::run) does that.
     pub fn new(options: ClientOptions) -> Self {
-        let ClientOptions { server, subscription, routes } = options;
-        Self::of(Feed::Server(server), subscription, routes)
+        let ClientOptions { server, subscription, routes, stream_window } = options;
+        Self { stream_window, ..Self::of(Feed::Server(server), subscription, routes) }
     }
 
     /// A client of any feed, for a server that relays: subscribes to it and delivers to the routes.
@@ -79,7 +82,7 @@ impl Client {
         let destinations = Destination::all(routes);
         let targets = destinations.iter().map(|destination| TargetState::new(&destination.name)).collect();
         let state = watch::Sender::new(ClientState { targets, ..ClientState::default() });
-        Self { feed, subscription, destinations, state }
+        Self { feed, subscription, destinations, stream_window: None, state }
     }
 
     /// What the client is doing, to look at or to wait on.
@@ -126,7 +129,8 @@ impl Client {
             Some(Ok(line)) => line,
         };
         let subscription = Subscription { start, ..self.subscription.clone() };
-        session::run(line, subscription, deliveries, stop, |notice| match notice {
+        let order = Order { subscription, window: self.stream_window };
+        session::run(line, order, deliveries, stop, |notice| match notice {
             Notice::Started => {
                 course.started = Some(Instant::now());
                 self.state.send_modify(|state| (state.subscribed, state.last_error) = (true, None));
@@ -152,7 +156,7 @@ impl Client {
         let random = fastrand::f64();
         let wait = match end {
             End::Stopped => return None,
-            End::GoAway(GoAwayReason::Window, _) => {
+            End::WindowOver | End::GoAway(GoAwayReason::Window, _) => {
                 info!(server, "the stream window is over; going on with the next");
                 return Some(Duration::ZERO);
             }

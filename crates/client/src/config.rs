@@ -1,26 +1,28 @@
 //! What the client's settings mean: from what was typed to what the program needs, all mistakes at once.
 
+mod target;
+
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gitstafette_core::backoff::Backoff;
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::secret::Secret;
-use gitstafette_core::target::Target;
 use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientOptions;
 use crate::connect::ServerAddress;
+use crate::info::Identity;
 use crate::logging::{LogFormat, LogLevel};
-use crate::policy::DeliveryPolicy;
 use crate::route::Route;
 use crate::settings::{ConfigError, Known, Settings};
-use crate::target::{HttpTarget, PrintTarget};
 use crate::tls::{IdentityFiles, PemFiles, TlsError};
+use target::{Chosen, policy, target};
+
+pub use target::{Place, Protocol, backoff, http_target, is_relay, parallel};
 
 /// The default file: every key with its comment.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
@@ -28,8 +30,8 @@ pub const DEFAULTS: &str = include_str!("config.default.toml");
 /// The settings there are. Variables by other names: those of the Go implementation.
 pub const KNOWN: Known = Known { defaults: DEFAULTS, environment: &[("OAUTH_TOKEN", &["token"])] };
 
-/// The most repositories that can be delivered at once: each may take a connection to the target.
-const MOST_PARALLEL: u64 = 1024;
+/// The shortest stream: below that, a client would do little else than connecting.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -40,6 +42,10 @@ pub struct Config {
     pub output_closed: CancellationToken,
     /// Where `GET /health` is served.
     pub health_port: Option<HealthPort>,
+    /// Where `info.Info` and gRPC health are served, on all addresses.
+    pub info_port: Option<u16>,
+    /// What is told there.
+    pub identity: Identity,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -57,6 +63,15 @@ pub enum HealthPort {
     Wanted(u16),
 }
 
+impl HealthPort {
+    /// Its number.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::IfFree(number) | Self::Wanted(number) => number,
+        }
+    }
+}
+
 impl Config {
     /// Checks the settings.
     ///
@@ -69,23 +84,21 @@ impl Config {
         let start = start(&mut settings);
         let max_events = settings.count("max-unacknowledged-events", u32::MAX.into());
         let max_bytes = settings.positive_bytes("max-unacknowledged-bytes");
-        let print = PrintTarget::new();
-        let output_closed = print.closed();
-        let (target, to): (Arc<dyn Target>, _) = match target(&mut settings, &tls_files) {
-            Some((target, url)) => (Arc::new(target), Some(url)),
-            None => (Arc::new(print), None),
-        };
+        let Chosen { target, place, output_closed, remark } = target(&mut settings, &tls_files);
         let given_id = settings.optional("client-id");
-        let mut remarks = remarks(&server, &filter, to.as_deref(), given_id.is_some());
+        let mut remarks = remarks(&server, &filter, place.is_some(), given_id.is_some());
+        remarks.extend(remark);
         remarks.extend(settings.unknown_variables());
-        let client_id = given_id.unwrap_or_else(|| default_client_id(to.is_some()));
+        let client_id = given_id.unwrap_or_else(|| default_client_id(place.is_some()));
         let policy = policy(&mut settings);
-        let health_port = match settings.value("health-check-port", 0) {
-            0 => None,
-            port if settings.is_set("health-check-port") => Some(HealthPort::Wanted(port)),
-            // The target's own port is not to be taken from it while it is down: that of Jenkins is the default.
-            port if to.as_deref().and_then(port_of) == Some(port) => None,
-            port => Some(HealthPort::IfFree(port)),
+        let stream_window = stream_window(&mut settings);
+        let info_port = settings.optional("info-port").filter(|port| *port != 0);
+        let health_port = health_port(&mut settings, place.as_ref(), info_port);
+        let identity = Identity {
+            name: settings.optional("name").unwrap_or_else(machine),
+            repositories: filter.repositories.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            health_port: health_port.map(HealthPort::number),
+            target: place.map(|Place { protocol, host, port }| (protocol.as_str(), host, port)),
         };
         let log_format = settings.value("log-format", LogFormat::Text);
         let log_level = settings.value("log-level", LogLevel::default());
@@ -101,8 +114,18 @@ impl Config {
                 deferred: Vec::new(),
             },
             routes: vec![Route { policy, ..Route::new(target) }],
+            stream_window,
         };
-        settings.finish(Self { client, output_closed, health_port, log_format, log_level, remarks })
+        settings.finish(Self {
+            client,
+            output_closed,
+            health_port,
+            info_port,
+            identity,
+            log_format,
+            log_level,
+            remarks,
+        })
     }
 }
 
@@ -164,13 +187,13 @@ pub fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
         }
     };
     let tls = if tls { client_tls(settings, files) } else { None };
-    ServerAddress { host: host.to_owned(), port, tls, token: token(settings) }
+    ServerAddress { host: host.to_owned(), port, tls, token: token(settings, "token") }
 }
 
-fn token(settings: &mut Settings) -> Option<Secret> {
-    let mut tokens = settings.secrets("token");
+fn token(settings: &mut Settings, key: &str) -> Option<Secret> {
+    let mut tokens = settings.secrets(key);
     if tokens.len() > 1 {
-        settings.problem("token", "is given more than once: as a value and as a file");
+        settings.problem(key, "is given more than once: as a value and as a file");
     }
     tokens.pop()
 }
@@ -183,86 +206,33 @@ fn usable<T>(settings: &mut Settings, files: &PemFiles, tls: Result<T, TlsError>
     tls.map_err(|error| settings.problem(files.setting_of(&error), &error.to_string())).ok()
 }
 
-/// The target with its URL, if there is one.
-fn target(settings: &mut Settings, files: &PemFiles) -> Option<(HttpTarget, String)> {
-    let timeout = settings.positive_duration("target-timeout");
-    let relay = relay_url(settings);
-    let url = match (settings.optional::<String>("target"), relay) {
-        (Some(_), Some(_)) => {
-            settings.problem("target", "and relay-enabled are two targets: give one of them");
-            None
-        }
-        (target, relay) => target.or(relay),
-    }?;
-    http_target(settings, files, &url, timeout).map(|target| (target, url))
-}
-
-/// Reads how to talk to the HTTP endpoint at `url`, which answers a try within `timeout`.
-pub fn http_target(
-    settings: &mut Settings,
-    files: &PemFiles,
-    url: &str,
-    timeout: Duration,
-) -> Option<HttpTarget> {
-    let tls = if url.starts_with("https:") { usable(settings, files, files.target_config()) } else { None };
-    let target = HttpTarget::try_new(url, timeout, tls.unwrap_or_else(no_tls));
-    target.map_err(|error| settings.problem("target", &error.to_string())).ok()
-}
-
 /// Reads where a client id starts that the server does not know yet.
 pub fn start(settings: &mut Settings) -> Start {
     settings.value("start", StartSetting(Start::Cursor)).0
 }
 
-/// Reads the waits between tries.
-pub fn backoff(settings: &mut Settings) -> Backoff {
-    Backoff {
-        first: settings.positive_duration("retry-first"),
-        most: settings.positive_duration("retry-most"),
-    }
-}
-
-/// Reads how many repositories are delivered at once.
-pub fn parallel(settings: &mut Settings) -> usize {
-    usize::try_from(settings.count("target-parallel", MOST_PARALLEL)).unwrap_or(usize::MAX)
-}
-
-fn policy(settings: &mut Settings) -> DeliveryPolicy {
-    let attempts: u32 = settings.value("give-up-attempts", 0);
-    DeliveryPolicy {
-        backoff: backoff(settings),
-        give_up_after: settings.duration("give-up-after"),
-        give_up_attempts: Some(attempts).filter(|attempts| *attempts > 0),
-        parallel: parallel(settings),
-    }
-}
-
-fn relay_url(settings: &mut Settings) -> Option<String> {
-    let protocol: String = settings.value("relay-protocol", String::new());
-    let host: String = settings.value("relay-host", String::new());
-    let port: u16 = settings.value("relay-port", 0);
-    let path: String = settings.optional("relay-path").unwrap_or_default();
-    if !settings.flag("relay-enabled") {
-        for key in ["relay-host", "relay-port", "relay-path", "relay-protocol"] {
-            if settings.is_changed(key) {
-                settings.problem(key, "is given without --relay-enabled: nothing would be relayed");
+/// Where `GET /health` is served, if at all.
+fn health_port(settings: &mut Settings, target: Option<&Place>, info: Option<u16>) -> Option<HealthPort> {
+    match settings.value("health-check-port", 0) {
+        0 => None,
+        port if settings.is_set("health-check-port") => {
+            if info == Some(port) {
+                settings.problem("info-port", "is the port of GET /health; choose another");
             }
+            Some(HealthPort::Wanted(port))
         }
-        return None;
+        // The target's own port is not to be taken from it while it is down: that of Jenkins is the default.
+        port if target.is_some_and(|target| target.port == port) || info == Some(port) => None,
+        port => Some(HealthPort::IfFree(port)),
     }
-    if !matches!(protocol.as_str(), "http" | "https") {
-        settings.problem("relay-protocol", "is neither http nor https");
-    }
-    Some(format!("{protocol}://{host}:{port}/{}", path.trim_start_matches('/')))
 }
 
-/// For a target without TLS: trusts nobody, and is never asked.
-fn no_tls() -> rustls::ClientConfig {
-    rustls::ClientConfig::builder_with_provider(crate::tls::provider())
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks the default protocol versions")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
+fn stream_window(settings: &mut Settings) -> Option<Duration> {
+    let window = settings.optional_duration("stream-window").filter(|window| !window.is_zero())?;
+    if window < SHORTEST_WINDOW {
+        settings.problem("stream-window", "is less than 1s; 0 is for ever");
+    }
+    Some(window)
 }
 
 /// `host:port` in its parts; an IPv6 address may stand alone, or in brackets before a port.
@@ -277,25 +247,25 @@ fn split_port(address: &str) -> (&str, Option<u16>) {
     (host.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
-fn port_of(url: &str) -> Option<u16> {
-    url.parse::<http::Uri>().ok()?.port_u16()
-}
-
 fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+fn machine() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
 }
 
 /// The id of a client that was given none. One that prints has its own: it must not take over the subscription of one
 /// that delivers, and acknowledge in its place.
 fn default_client_id(delivers: bool) -> ClientId {
-    let machine = gethostname::gethostname().to_string_lossy().into_owned();
+    let machine = machine();
     let what = if delivers { "gitstafette-client" } else { "gitstafette-client-print" };
     format!("{what}-{machine}").parse().or_else(|_| what.parse()).expect("the fallback is a client id")
 }
 
-fn remarks(server: &ServerAddress, filter: &Filter, target: Option<&str>, has_id: bool) -> Vec<String> {
+fn remarks(server: &ServerAddress, filter: &Filter, has_target: bool, has_id: bool) -> Vec<String> {
     let mut remarks = Vec::new();
-    if target.is_none() {
+    if !has_target {
         remarks.push(
             "no target: webhooks are printed here; deliver them with --target http://host:port/path".into(),
         );

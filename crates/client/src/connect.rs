@@ -30,7 +30,7 @@ use crate::feed::Received;
 /// How long connecting may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a look at a target may take. Shorter: it is repeated.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 flow control windows: room for a stream of small events without waiting, and small enough for a Raspberry Pi.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;

@@ -1,7 +1,6 @@
 //! `GET /health`: whether the client lives, whether its subscription stands, and how its deliveries go.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,17 +12,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::probes;
 use crate::state::ClientState;
 
 /// How long one probe may take, from its connection to the end of its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Probes at once. More wait: the port is open to the local network.
-const PROBES: usize = 32;
 
 /// The answer. Its status is 200 as long as the process lives: a server that is away is no reason to restart a client.
 #[derive(Debug, Serialize)]
@@ -35,28 +32,11 @@ struct Health<'a> {
 
 /// Serves `GET /health` until `stop` is cancelled: one request a connection, each within a time-out.
 pub async fn serve(listener: TcpListener, state: watch::Receiver<ClientState>, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(PROBES));
-    let mut probes = JoinSet::new();
-    loop {
-        let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (listener.accept().await, slot)
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Some(_) = probes.join_next() => {}
-            (accepted, slot) = accepted => match accepted {
-                Ok((stream, _)) => {
-                    let state = state.clone();
-                    probes.spawn(async move {
-                        drop(tokio::time::timeout(TIMEOUT, answer(stream, state)).await);
-                        drop(slot);
-                    });
-                }
-                Err(error) => debug!(%error, "a probe could not be accepted"),
-            },
-        }
-    }
+    probes::serve(listener, stop, |stream| {
+        let answering = tokio::time::timeout(TIMEOUT, answer(stream, state.clone()));
+        async { drop(answering.await) }
+    })
+    .await;
 }
 
 async fn answer(stream: TcpStream, state: watch::Receiver<ClientState>) {

@@ -16,6 +16,7 @@
 //!         ..Subscription::new("example".parse()?)
 //!     },
 //!     routes: vec![Route::new(Arc::new(PrintTarget::new()))],
+//!     stream_window: None,
 //! });
 //! client.run(CancellationToken::new()).await;
 //! # Ok(())
@@ -24,7 +25,8 @@
 //!
 //! Read on in the order a webhook travels: [`ServerAddress`] (connect), [`Feed`], `session`, [`Route`], `deliveries` with its
 //! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. The operator's commands are in
-//! [`operate`]. [`settings`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both programs.
+//! [`operate`]. [`arguments`], [`settings`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both
+//! programs.
 
 mod client;
 mod connect;
@@ -35,6 +37,7 @@ mod lane;
 mod lanes;
 mod outbox;
 mod policy;
+mod probes;
 mod queue;
 mod route;
 mod session;
@@ -43,9 +46,11 @@ mod window;
 
 #[cfg(unix)]
 pub mod allocator;
+pub mod arguments;
 pub mod cli;
 pub mod config;
 pub mod health;
+pub mod info;
 pub mod logging;
 pub mod operate;
 pub mod settings;

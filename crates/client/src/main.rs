@@ -10,14 +10,15 @@ use clap::Parser;
 use gitstafette_client::cli::{self, Cli, ClientCommand, Flags};
 use gitstafette_client::config::{Config, HealthPort, KNOWN};
 use gitstafette_client::operate::{self, Access, Console, Operation};
-use gitstafette_client::{Client, health, logging, shutdown};
+use gitstafette_client::{Client, arguments, health, info, logging, shutdown};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
     gitstafette_client::allocator::give_back_large_buffers(env!("CARGO_BIN_NAME"));
-    let Cli { command, config: file, flags } = Cli::parse();
+    let Cli { command, config: file, flags } = Cli::parse_from(arguments::typed());
     let command = match command {
         Some(ClientCommand::Operate(operation)) => return operate(&operation, file, &flags),
         Some(ClientCommand::Process(command)) => Some(command),
@@ -61,19 +62,20 @@ async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
         Some(port) => listen(port).await?,
     };
-    let Config { client: options, output_closed, remarks, .. } = config;
-    info!(
-        server = options.server.url(),
-        client.id = %options.subscription.client_id,
-        target.name = options.routes.first().map(|route| route.target.name()),
-        health = health.as_ref().and_then(|listener| listener.local_addr().ok()).map(tracing::field::display),
-        "gitstafette-client {}", env!("CARGO_PKG_VERSION")
-    );
-    for remark in remarks {
-        warn!("{remark}");
-    }
+    let info = match config.info_port {
+        None => None,
+        Some(port) => Some(everywhere(port).await.context(format!("--info-port {port}"))?),
+    };
+    announce(&config, health.as_ref(), info.as_ref());
+    let Config { client: options, output_closed, identity, .. } = config;
     let client = Client::new(options);
-    let health = health.map(|listener| tokio::spawn(health::serve(listener, client.state(), stop.clone())));
+    let mut probes = JoinSet::new();
+    if let Some(listener) = health {
+        probes.spawn(health::serve(listener, client.state(), stop.clone()));
+    }
+    if let Some(listener) = info {
+        probes.spawn(info::serve(listener, identity, stop.clone()));
+    }
     let mut running = pin!(client.run(stop.clone()));
     tokio::select! {
         () = &mut running => {}
@@ -82,27 +84,51 @@ async fn run(config: Config) -> anyhow::Result<()> {
             running.await;
         }
     }
-    if let Some(health) = health {
-        health.await.context("the health check's task")?;
+    while let Some(ended) = probes.join_next().await {
+        ended.context("a task that answers probes")?;
     }
     ensure!(!output_closed.is_cancelled(), "standard output was closed: what was not printed comes again");
     info!("stopped");
     Ok(())
 }
 
-async fn listen(port: HealthPort) -> anyhow::Result<Option<TcpListener>> {
-    let (ip, number) = match port {
-        HealthPort::IfFree(number) => (Ipv4Addr::LOCALHOST, number),
-        HealthPort::Wanted(number) => (Ipv4Addr::UNSPECIFIED, number),
-    };
-    match (TcpListener::bind((ip, number)).await, port) {
-        (Ok(listener), _) => Ok(Some(listener)),
-        (Err(error), HealthPort::Wanted(_)) => Err(error).context(format!("--health-check-port {number}")),
-        (Err(error), HealthPort::IfFree(_)) => {
-            warn!(
-                "GET /health is not served: port {number}: {error}; choose one with --health-check-port, or 0"
-            );
-            Ok(None)
-        }
+/// The first screen: which server, which target, where it can be asked, what is missing.
+fn announce(config: &Config, health: Option<&TcpListener>, info: Option<&TcpListener>) {
+    let Config { client, identity, remarks, .. } = config;
+    let address = |listener: Option<&TcpListener>| listener.and_then(|listener| listener.local_addr().ok());
+    info!(
+        server = client.server.url(),
+        client.id = %client.subscription.client_id,
+        client.name = identity.name,
+        target.name = client.routes.first().map(|route| route.target.name()),
+        health = address(health).map(tracing::field::display),
+        info = address(info).map(tracing::field::display),
+        "gitstafette-client {}", env!("CARGO_PKG_VERSION")
+    );
+    for remark in remarks {
+        warn!("{remark}");
     }
+}
+
+async fn listen(port: HealthPort) -> anyhow::Result<Option<TcpListener>> {
+    match port {
+        HealthPort::Wanted(number) => {
+            let listener = everywhere(number).await.context(format!("--health-check-port {number}"))?;
+            Ok(Some(listener))
+        }
+        HealthPort::IfFree(number) => match TcpListener::bind((Ipv4Addr::LOCALHOST, number)).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => {
+                warn!(
+                    "GET /health is not served: port {number}: {error}; choose one with --health-check-port, or 0"
+                );
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// A listener on all addresses.
+async fn everywhere(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
 }

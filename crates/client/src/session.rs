@@ -36,12 +36,23 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 pub(crate) enum End {
     /// We were asked to stop.
     Stopped,
+    /// It lived as long as we let one live.
+    WindowOver,
     /// The server said so beforehand.
     GoAway(GoAwayReason, String),
     /// The server has another store than the subscription was made for: it was told of events that are others now.
     OtherStore,
     /// It broke, or the server refused.
     Broken(Status),
+}
+
+/// What is asked for on a stream.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// What the server is asked for.
+    pub(crate) subscription: Subscription,
+    /// How long the stream is to live once it was opened; `None` is for ever.
+    pub(crate) window: Option<Duration>,
 }
 
 /// What happens on a stream that says how well it goes.
@@ -56,7 +67,7 @@ pub(crate) enum Notice {
 /// Runs one stream on a connection until it ends.
 pub(crate) async fn run(
     mut line: Line,
-    subscription: Subscription,
+    Order { subscription, window }: Order,
     deliveries: &mut Deliveries,
     stop: &CancellationToken,
     mut notify: impl FnMut(Notice) + Send,
@@ -69,6 +80,8 @@ pub(crate) async fn run(
     if sender.try_send(first).is_err() {
         return End::Broken(Status::internal("the first message does not fit its empty channel"));
     }
+    // From here: a platform that cuts long requests counts from here, too.
+    let window_ends = window.map(|window| Instant::now() + window);
     let opened = tokio::time::timeout(START_TIMEOUT, line.subscribe(requests(receiver)));
     let responses = match deliveries.during(stop.run_until_cancelled(opened)).await {
         None => return End::Stopped,
@@ -84,6 +97,7 @@ pub(crate) async fn run(
         has_deferred,
         has_missed: false,
         patience: START_TIMEOUT,
+        window_ends,
         received: line.received(),
     };
     match session.stream(stop, &mut notify).await {
@@ -108,6 +122,8 @@ struct Session<'a> {
     has_missed: bool,
     /// How long the server may be silent: two heartbeats.
     patience: Duration,
+    /// When this stream is to end, if it is to.
+    window_ends: Option<Instant>,
     /// How many bytes have come in on the connection.
     received: Received,
 }
@@ -132,6 +148,7 @@ impl Session<'_> {
                         Some(Err(status)) => return End::Broken(status),
                     }
                 }
+                () = until(self.window_ends), if self.has_started => return End::WindowOver,
                 () = self.deliveries.progress() => {}
                 permit = reserve(self.sender.clone()), if self.has_started && self.deliveries.has_news() => {
                     match permit {
@@ -246,6 +263,14 @@ async fn reserve(
 ) -> Option<mpsc::OwnedPermit<SubscribeRequest>> {
     match sender {
         Some(sender) => sender.reserve_owned().await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,
     }
 }

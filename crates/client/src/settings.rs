@@ -247,7 +247,7 @@ impl Settings {
 
     /// Whether a key is `true`.
     pub fn flag(&mut self, key: &str) -> bool {
-        self.value(key, false)
+        self.value(key, Switch(false)).0
     }
 
     /// Secrets given as values of `key`, taken whole (a comma is part of one), and as files of `key`-file.
@@ -369,6 +369,22 @@ impl FromStr for Span {
             .or_else(|_| humantime::parse_duration(text))
             .map(Self)
             .map_err(|_| format!("{text:?} is not a duration such as 500ms, 20s, 5m or 7d"))
+    }
+}
+
+/// On or off, in every spelling that Go's `flag` package takes (strconv.ParseBool).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Switch(bool);
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "True" | "TRUE" | "t" | "T" | "1" => Ok(Self(true)),
+            "false" | "False" | "FALSE" | "f" | "F" | "0" => Ok(Self(false)),
+            _ => Err(format!("{text:?} is neither true nor false")),
+        }
     }
 }
 

@@ -166,4 +166,27 @@ pub struct Flags {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonFlags,
+    /// What only the Go implementation has.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub redis: RedisFlags,
+}
+
+/// Flags of the Go implementation that mean nothing here: they are taken, so that its command lines work, and the operator
+/// is told once where events are kept instead. No keys of a configuration file.
+#[derive(Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RedisFlags {
+    /// Not used.
+    #[arg(long = "redisDatabase", hide = true)]
+    pub redis_database: Option<String>,
+    /// Not used.
+    #[arg(long = "redisHost", hide = true)]
+    pub redis_host: Option<String>,
+    /// Not used.
+    #[arg(long = "redisPort", hide = true)]
+    pub redis_port: Option<String>,
+    /// Not used, and not shown.
+    #[arg(long = "redisPassword", hide = true)]
+    pub redis_password: Option<String>,
 }

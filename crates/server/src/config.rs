@@ -75,8 +75,10 @@ impl Config {
         let settings = &mut settings;
         let watchlist = Watchlist::new(settings.list("repositories"));
         let clients_tokens = settings.secrets("client-token");
+        let unsigned = settings.flag("allow-unsigned");
         let mut secrets = settings.secrets("webhook-hmac");
-        if secrets.is_empty() {
+        // Who allows unsigned webhooks and names no secret has hooks without one: the token is for clients only.
+        if secrets.is_empty() && !unsigned {
             secrets.clone_from(&clients_tokens);
         }
         let (tls, certificate) = tls(settings);
@@ -84,7 +86,8 @@ impl Config {
         let publisher_tokens = settings.secrets("publisher-token");
         let clients = ClientAuth { tokens: clients_tokens, certificate, operator_tokens, publisher_tokens };
         let signature = Some(secrets).filter(|secrets| !secrets.is_empty()).map(GitHubSignature::new);
-        let (listeners, open) = listeners(settings, signature.is_some(), clients.is_required());
+        let verified = unsigned || signature.is_some();
+        let (listeners, open) = listeners(settings, verified, clients.is_required());
         let admin = admin(settings, &clients);
         let mut remarks = remarks(&watchlist, signature.is_some(), clients.is_required(), open);
         if admin.is_some() && clients.operator_tokens.is_empty() && !clients.tokens.is_empty() {
@@ -92,6 +95,7 @@ impl Config {
                 "no operator token: every client's may read and redeliver webhooks and change the watchlist; set --admin-token-file".into(),
             );
         }
+        remarks.extend(redis_remark(settings));
         remarks.extend(settings.unknown_variables());
         let name = settings.optional("name").unwrap_or_else(machine);
         if !is_showable(&name) {
@@ -145,10 +149,9 @@ fn tls(settings: &mut Settings) -> (Option<ServerTls>, bool) {
     }
 }
 
-/// The listeners, and whether they are open to other machines. Closed by default: beyond loopback only what is
-/// verified and authenticated, or explicitly waived.
+/// The listeners, and whether they are open to other machines. Closed by default: beyond loopback only if webhooks are
+/// verified and clients authenticated, or each is explicitly waived.
 fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (Listeners, bool) {
-    let verified = settings.flag("allow-unsigned") || verified;
     let authenticated = settings.flag("allow-anonymous") || authenticated;
     let bind: Option<IpAddr> = settings.optional("bind");
     let ip = match bind {
@@ -269,6 +272,15 @@ fn store_options(settings: &mut Settings) -> Options {
 fn count(settings: &mut Settings, key: &str) -> usize {
     const MOST: u64 = 1 << 24;
     usize::try_from(settings.count(key, MOST)).unwrap_or(usize::MAX)
+}
+
+/// What is to be said to whoever has a command line of the Go implementation that names a Redis.
+fn redis_remark(settings: &Settings) -> Option<String> {
+    let given = ["redis-database", "redis-host", "redis-port", "redis-password"];
+    given.iter().any(|key| settings.is_set(key)).then(|| {
+        "Redis is not used: events are kept where --store says, by default on disk; the flags that begin with redis can go"
+            .into()
+    })
 }
 
 fn machine() -> String {

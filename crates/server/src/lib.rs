@@ -42,5 +42,5 @@ pub use app::{Addresses, Listeners, PlainWebhooks, RunError, Server, ServerOptio
 pub use auth::ClientAuth;
 pub use ingest::IngestLimits;
 pub use listen::{Address, BindError};
-pub use relay::{Neighbour, NeighbourAddress, RelayOptions};
+pub use relay::{Neighbour, RelayOptions};
 pub use subscribe::StreamOptions;

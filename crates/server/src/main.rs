@@ -4,8 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use gitstafette_client::cli;
-use gitstafette_client::{logging, shutdown};
+use gitstafette_client::{arguments, cli, logging, shutdown};
 use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
 use gitstafette_server::cli::Cli;
 use gitstafette_server::config::{Config, KNOWN, StoreLocation};
@@ -15,7 +14,7 @@ use tracing::{info, warn};
 fn main() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
     gitstafette_client::allocator::give_back_large_buffers(env!("CARGO_BIN_NAME"));
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments::typed());
     let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
         Ok(config) => config,
         Err(code) => return Ok(code),

@@ -58,6 +58,7 @@ async fn main() -> anyhow::Result<()> {
             ..Subscription::new("embedded".parse()?)
         },
         routes: vec![Route::new(Arc::clone(&greeter) as Arc<dyn Target>)],
+        stream_window: None,
     });
 
     let (stop_server, stop_client) = (CancellationToken::new(), CancellationToken::new());

@@ -1,14 +1,21 @@
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::Parser;
 
 use super::*;
 use crate::cli::Cli;
+use crate::{DeliveryPolicy, arguments};
 
 fn settings(arguments: &[&str], environment: &[(&str, &str)]) -> Settings {
-    let cli = Cli::parse_from(["gitstafette-client"].iter().chain(arguments));
+    let cli = Cli::parse_from(typed(arguments));
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Settings::load(KNOWN, None, environment, &cli.flags)
+}
+
+/// A command line as `main` hands it to clap.
+fn typed(arguments: &[&str]) -> Vec<OsString> {
+    arguments::normalised(["gitstafette-client"].iter().chain(arguments).map(OsString::from))
 }
 
 fn config(arguments: &[&str]) -> Config {
@@ -47,24 +54,81 @@ fn every_flag_is_a_key_and_every_key_a_flag() {
     assert_eq!(keys.len(), flags.len(), "{flags:?}");
 }
 
+/// Every flag of the Go implementation's client.
+const GO_FLAGS: [&str; 21] = [
+    "name=laptop",
+    "port=50051",
+    "server=relay.example",
+    "insecure=true",
+    "secure=false",
+    "repo=537845873",
+    "infoPort=50052",
+    "relayEnabled",
+    "relayHost=jenkins",
+    "relayPath=/github-webhook/",
+    "relayHealthCheckPath=/login",
+    "relayPort=8080",
+    "relayProtocol=http",
+    "relayInsecure=T",
+    "caFileLocation=",
+    "certFileLocation=",
+    "certKeyFileLocation=",
+    "clientId=homelab",
+    "streamWindow=180",
+    "healthCheckPort=9090",
+    "webhookHMAC=hunter2",
+];
+
 #[test]
 fn the_go_implementations_flags() {
-    let config = config(&[
-        "--server=127.0.0.1",
-        "--port=50051",
-        "--repo=537845873",
-        "--clientId=homelab",
-        "--relayEnabled=true",
-        "--relayHost=jenkins",
-        "--relayPort=8080",
-        "--relayPath=/github-webhook/",
-        "--relayProtocol=http",
-        "--healthCheckPort=9090",
-        "--insecure",
-    ]);
-    assert_eq!(config.client.subscription.client_id.as_str(), "homelab");
-    assert_eq!(config.client.routes[0].target.name(), "jenkins:8080");
-    assert_eq!(config.health_port, Some(HealthPort::Wanted(9090)));
+    for dashes in ["-", "--"] {
+        let flags: Vec<String> = GO_FLAGS.iter().map(|flag| format!("{dashes}{flag}")).collect();
+        let config = config(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+        let Config { client, identity, .. } = &config;
+        assert_eq!(client.server.url(), "http://relay.example:50051");
+        assert_eq!(client.subscription.client_id.as_str(), "homelab");
+        assert_eq!(client.routes[0].target.name(), "jenkins:8080");
+        assert!(format!("{:?}", client.routes[0].target).starts_with("VerifiedTarget"));
+        assert_eq!(client.stream_window, Some(Duration::from_secs(180)));
+        assert_eq!((config.health_port, config.info_port), (Some(HealthPort::Wanted(9090)), Some(50052)));
+        assert_eq!((identity.name.as_str(), identity.repositories.as_str()), ("laptop", "537845873"));
+        assert_eq!(identity.target, Some(("http", "jenkins".to_owned(), 8080)));
+        assert_eq!(identity.health_port, Some(9090));
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_value_may_stand_apart_and_switches_are_spelt_as_in_go() {
+    let apart = config(&["-relayEnabled", "-relayHost", "jenkins", "--relayPort", "8080"]);
+    assert_eq!(apart.client.routes[0].target.name(), "jenkins:8080");
+    for spelling in ["1", "t", "T", "true", "True", "TRUE"] {
+        let enabled = config(&[&format!("-relayEnabled={spelling}"), "-relayHost=jenkins"]);
+        assert_eq!(enabled.client.routes[0].target.name(), "jenkins");
+    }
+    for spelling in ["0", "f", "F", "false", "False", "FALSE"] {
+        // That nothing is relayed was said: what it would be is left for another time.
+        let given = [&format!("-relayEnabled={spelling}"), "-relayHost=jenkins", "-relayProtocol=grpc"];
+        assert_eq!(config(&given).client.routes[0].target.name(), "print");
+    }
+    assert!(problems(&["-relayEnabled=yes"]).contains("is neither true nor false"));
+}
+
+#[test]
+fn flags_that_are_nearly_right_are_suggested() {
+    let near = [
+        ("--relayHosst", "--relayHost"),
+        ("-relayHosst=x", "--relayHost"),
+        ("--relayhost", "--relay-host"),
+        ("-clientld", "--clientId"),
+        ("-infoPrt", "--infoPort"),
+        ("--webhook-hmca", "--webhook-hmac"),
+        ("-healthCheckPorts", "--healthCheckPort"),
+    ];
+    for (wrong, right) in near {
+        let error = Cli::try_parse_from(typed(&[wrong])).err().unwrap().to_string();
+        assert!(error.contains(&format!("a similar argument exists: '{right}'")), "{wrong}: {error}");
+    }
 }
 
 #[test]
@@ -96,6 +160,61 @@ fn targets() {
     assert!(problems(&["--relay-enabled", "--target", "http://a/"]).contains("two targets"));
     assert!(problems(&["--relay-enabled", "--relay-protocol", "grpc"]).contains("neither http nor https"));
     assert!(problems(&["--target", "jenkins"]).contains("target: not a URL"));
+}
+
+#[test]
+fn looking_at_the_target() {
+    let path = "--relay-health-check-path=/login";
+    config(&[path, "--target=http://jenkins:8080/github-webhook/"]);
+    config(&[path, "--relay-enabled"]);
+    config(&[path, "--relay-enabled=false"]);
+    assert!(problems(&[path]).contains("without a target to look at"));
+}
+
+#[test]
+fn certificates_of_targets_are_checked_whatever_is_asked() {
+    let remark = |arguments: &[&str]| {
+        config(arguments).remarks.iter().any(|remark| remark.contains("--ca-file-location"))
+    };
+    let https = ["--relay-enabled", "--relay-protocol=https", "--relay-port=443"];
+    assert!(!remark(&https));
+    assert!(remark(&[&https[..], &["--relay-insecure"]].concat()));
+    assert!(!remark(&[&https[..], &["--relay-insecure=false"]].concat()));
+    assert!(!remark(&["--relay-enabled", "--relay-insecure"]), "http has none");
+}
+
+#[test]
+fn windows() {
+    let window = |text: &str| config(&["--stream-window", text]).client.stream_window;
+    assert_eq!(config(&[]).client.stream_window, None);
+    assert_eq!((window("0"), window("5m")), (None, Some(Duration::from_secs(300))));
+    assert!(problems(&["--stream-window=10ms"]).contains("less than 1s"));
+}
+
+#[test]
+fn the_clients_own_check() {
+    let debug = |arguments: &[&str]| format!("{:?}", config(arguments).client.routes[0].target);
+    assert!(!debug(&[]).contains("Verified"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter3\n").unwrap();
+    let file = format!("--webhook-hmac-file={}", file.path().display());
+    let both = debug(&["--webhook-hmac=hunter2", &file, "--target=http://a/"]);
+    assert!(both.starts_with("VerifiedTarget") && !both.contains("hunter"), "{both}");
+    assert_eq!(both.matches("***").count(), 2, "{both}");
+}
+
+#[test]
+fn the_info_port() {
+    let port = |arguments: &[&str]| config(arguments).info_port;
+    assert_eq!(
+        (port(&[]), port(&["--info-port=0"]), port(&["--info-port=50052"])),
+        (None, None, Some(50052))
+    );
+    assert_eq!(config(&["--info-port=8080"]).health_port, None, "left to who asked for it");
+    assert!(problems(&["--info-port=9", "--health-check-port=9"]).contains("is the port of GET /health"));
+    let identity = config(&["--target=https://user:password@jenkins/hook?token=x"]).identity;
+    assert_eq!(identity.target, Some(("https", "jenkins".to_owned(), 443)));
+    assert!(!identity.name.is_empty());
 }
 
 #[test]

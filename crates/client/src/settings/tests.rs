@@ -62,6 +62,16 @@ fn units() {
 }
 
 #[test]
+fn switches_in_gos_spellings() {
+    let of = |text: &str| load(None, &[("GITSTAFETTE_OPEN", text)], &Flags::default()).flag("open");
+    assert!(["true", "True", "TRUE", "t", "T", "1"].into_iter().all(of));
+    assert!(!["false", "False", "FALSE", "f", "F", "0"].into_iter().any(of));
+    let mut wrong = load(None, &[("GITSTAFETTE_OPEN", "yes")], &Flags::default());
+    assert!(!wrong.flag("open"));
+    assert!(wrong.finish(()).unwrap_err().to_string().starts_with("open: \"yes\" is neither true nor false"));
+}
+
+#[test]
 fn every_mistake_is_reported_with_its_place() {
     let mut settings = load(
         Some("age = \"soon\"\nrepository = 1"),

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
 
-use crate::connect::{is_reachable, root_cause};
+use crate::connect::{PROBE_TIMEOUT, is_reachable, root_cause};
 
 /// How much of an answer is kept for people, in bytes.
 const DETAIL_BYTES: usize = 2048;
@@ -31,6 +31,8 @@ pub struct HttpTarget {
     name: String,
     url: Url,
     client: Client,
+    /// What is asked for to learn whether the target is back; `None` only connects.
+    probe: Option<Url>,
 }
 
 impl HttpTarget {
@@ -59,7 +61,37 @@ impl HttpTarget {
             .tcp_nodelay(true)
             .build()
             .map_err(HttpTargetError::Client)?;
-        Ok(Self { name, url, client })
+        Ok(Self { name, url, client, probe: None })
+    }
+
+    /// Looks whether the target is back with a `GET` of this path at its host, instead of a connection alone. Any answer
+    /// below 500 will do: for a target whose port is open long before it can take a webhook. The path may have a query.
+    #[must_use]
+    pub fn probed_at(self, path: &str) -> Self {
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path, None),
+        };
+        let mut probe = self.url.clone();
+        probe.set_path(path);
+        probe.set_query(query);
+        probe.set_fragment(None);
+        Self { probe: Some(probe), ..self }
+    }
+
+    /// Whether a `GET` is answered in time with less than 500.
+    async fn answers(&self, probe: Url) -> bool {
+        let request = self.client.get(probe).timeout(PROBE_TIMEOUT);
+        request.send().await.is_ok_and(|response| !response.status().is_server_error())
+    }
+
+    /// Whether a TCP connection comes about. It is closed at once: no TLS and no request, which would show in the target's
+    /// log every second.
+    async fn connects(&self) -> bool {
+        let host = self.url.host_str().unwrap_or_default();
+        // The port is known: the scheme is http or https.
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        is_reachable(host.trim_matches(['[', ']']), port).await
     }
 }
 
@@ -104,12 +136,11 @@ impl Target for HttpTarget {
         }
     }
 
-    /// One TCP connection, closed at once: no TLS and no request, which would show in the target's log every second.
     async fn is_reachable(&self) -> bool {
-        let host = self.url.host_str().unwrap_or_default();
-        // The port is known: the scheme is http or https.
-        let port = self.url.port_or_known_default().unwrap_or_default();
-        is_reachable(host.trim_matches(['[', ']']), port).await
+        match &self.probe {
+            Some(probe) => self.answers(probe.clone()).await,
+            None => self.connects().await,
+        }
     }
 }
 
@@ -196,6 +227,7 @@ fn describe(error: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn tls() -> rustls::ClientConfig {
         rustls::ClientConfig::builder_with_provider(crate::tls::provider())
@@ -232,6 +264,53 @@ mod tests {
             webhook: gitstafette_core::testing::webhook(1, "octo/hello", 3),
         };
         assert_eq!(target.attempt(&event).await.verdict, Verdict::Unreachable);
+    }
+
+    /// Answers one request after the other with these statuses, and gives back the request lines.
+    async fn answering(statuses: &'static [u16]) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook?token=secret#part", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move {
+            let mut lines = Vec::new();
+            for status in statuses {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await.unwrap();
+                let text = String::from_utf8_lossy(&request[..read]);
+                lines.push(text.lines().next().unwrap_or_default().to_owned());
+                let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            lines
+        });
+        (url, serving)
+    }
+
+    #[tokio::test]
+    async fn a_path_to_look_at_is_asked_and_any_answer_below_500_will_do() {
+        let (url, serving) = answering(&[200, 302, 403, 404, 500, 503]).await;
+        let target = HttpTarget::try_new(&url, Duration::from_secs(10), tls()).unwrap();
+        let target = target.probed_at("/login?from=relay");
+        let mut back = Vec::new();
+        for _ in 0..6 {
+            back.push(target.is_reachable().await);
+        }
+        assert_eq!(back, [true, true, true, true, false, false]);
+        let lines = serving.await.unwrap();
+        assert!(lines.iter().all(|line| line == "GET /login?from=relay HTTP/1.1"), "{lines:?}");
+        assert!(!target.is_reachable().await, "nobody is there any more");
+    }
+
+    #[test]
+    fn a_path_to_look_at_stays_at_the_targets_host() {
+        let probe = |path: &str| {
+            let target = HttpTarget::try_new("https://a.example:1/x?y#z", Duration::from_secs(1), tls());
+            target.unwrap().probed_at(path).probe.unwrap().to_string()
+        };
+        assert_eq!(probe("/login"), "https://a.example:1/login");
+        assert_eq!(probe("login"), "https://a.example:1/login");
+        assert_eq!(probe("//b.example/"), "https://a.example:1//b.example/");
+        assert_eq!(probe("http://b.example/"), "https://a.example:1/http://b.example/");
     }
 
     #[test]

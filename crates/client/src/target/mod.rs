@@ -3,7 +3,9 @@
 mod http;
 pub(crate) mod print;
 mod server;
+mod verified;
 
 pub use http::{HttpTarget, HttpTargetError};
 pub use print::PrintTarget;
 pub use server::ServerTarget;
+pub use verified::VerifiedTarget;

@@ -59,7 +59,7 @@ pub enum SignatureError {
         form: &'static str,
     },
     /// No secret gives this signature.
-    #[error("the signature in {header} does not match the body; the hook's secret and the server's differ")]
+    #[error("the signature in {header} does not match the body; the hook's secret and the receiver's differ")]
     Wrong {
         /// The header's name.
         header: &'static str,

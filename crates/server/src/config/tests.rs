@@ -1,12 +1,21 @@
+use std::ffi::OsString;
+
 use clap::Parser;
+use gitstafette_client::arguments;
 
 use super::*;
 use crate::cli::Cli;
 
 fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    let cli = Cli::parse_from(["gitstafette-server", "--store=memory:"].iter().chain(arguments));
+    let cli = Cli::parse_from(typed(arguments));
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Config::read(Settings::load(KNOWN, None, environment, &cli.flags))
+}
+
+/// A command line as `main` hands it to clap.
+fn typed(arguments: &[&str]) -> Vec<OsString> {
+    let program = ["gitstafette-server", "--store=memory:"];
+    arguments::normalised(program.iter().chain(arguments).map(OsString::from))
 }
 
 fn config(arguments: &[&str], environment: &[(&str, &str)]) -> Config {
@@ -29,7 +38,8 @@ fn every_flag_is_a_key_and_every_key_a_flag() {
         .filter_map(|line| line.split_once(" = ").map(|(key, _)| key))
         .collect();
     let command = <Cli as clap::CommandFactory>::command();
-    let mut flags: Vec<&str> = command.get_arguments().filter_map(|flag| flag.get_long()).collect();
+    let shown = command.get_arguments().filter(|flag| !flag.is_hide_set());
+    let mut flags: Vec<&str> = shown.filter_map(|flag| flag.get_long()).collect();
     flags.retain(|flag| !["config", "help", "version"].contains(flag));
     assert!(keys.len() > 25, "the default file was read");
     for key in &keys {
@@ -62,6 +72,16 @@ fn with_secrets_it_listens_everywhere_and_one_token_serves_for_both() {
 }
 
 #[test]
+fn who_allows_unsigned_webhooks_has_hooks_without_a_secret() {
+    let token = [("OAUTH_TOKEN", "token")];
+    assert!(config(&["--allow-unsigned"], &token).server.signature.is_none());
+    assert!(config(&["--allow-unsigned=false"], &token).server.signature.is_some());
+    let named = config(&["--allow-unsigned", "--webhook-hmac=secret"], &token);
+    assert!(named.server.signature.is_some(), "a secret that is named is asked for");
+    assert_eq!(problems(&["--allow-unsigned=perhaps"]).lines().count(), 1);
+}
+
+#[test]
 fn beyond_loopback_each_missing_half_must_be_waived() {
     let text = problems(&["--bind=0.0.0.0"]);
     assert_eq!(text.lines().count(), 2, "{text}");
@@ -82,6 +102,50 @@ fn the_go_implementations_command_line() {
     assert_eq!(config.server.watchlist.patterns().len(), 2);
     let Listeners::Separate { grpc, health, .. } = config.server.listeners else { panic!("two ports") };
     assert_eq!((grpc.port, health), (50051, None));
+}
+
+#[test]
+fn the_go_implementations_flags_with_one_dash_and_with_two() {
+    let flags =
+        ["name=relay", "port=1", "grpcPort=2", "grpcHealthPort=3", "repositories=1,2", "webhookHMAC=hunter2"];
+    for dashes in ["-", "--"] {
+        let flags: Vec<String> = flags.iter().map(|flag| format!("{dashes}{flag}")).collect();
+        let config = config(&flags.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+        let Listeners::Separate { http, grpc, health } = config.server.listeners else { panic!("two ports") };
+        assert_eq!((http.port, grpc.port, health.map(|health| health.port)), (1, 2, Some(3)));
+        assert_eq!((config.server.name.as_str(), config.server.watchlist.patterns().len()), ("relay", 2));
+        assert!(config.server.signature.is_some());
+    }
+    assert!(problems(&["-certFileLocation", "a.pem"]).contains("a certificate needs its key"));
+    assert!(problems(&["-caFileLocation=a.pem"]).contains("client certificates need TLS"));
+    assert!(problems(&["-certKeyFileLocation=a.key"]).contains("a key needs its certificate"));
+}
+
+#[test]
+fn redis_is_passed_over_and_that_is_said_once() {
+    let told = |arguments: &[&str]| {
+        let remarks = config(arguments, &[]).remarks;
+        assert!(!remarks.iter().any(|remark| remark.contains("hunter2")), "{remarks:?}");
+        remarks.iter().filter(|remark| remark.contains("Redis is not used")).count()
+    };
+    assert_eq!(told(&[]), 0);
+    assert_eq!(
+        told(&["-redisHost=redis", "--redisPort", "6379", "-redisDatabase=0", "-redisPassword=hunter2"]),
+        1
+    );
+    assert_eq!(told(&["--redisPassword=hunter2"]), 1);
+}
+
+#[test]
+fn flags_that_are_nearly_right_are_suggested() {
+    for (wrong, right) in [
+        ("-repositoris", "--repositories"),
+        ("-grpcPrt", "--grpcPort"),
+        ("--grpcHealthport", "--grpcHealthPort"),
+    ] {
+        let error = Cli::try_parse_from(typed(&[wrong])).err().unwrap().to_string();
+        assert!(error.contains(&format!("a similar argument exists: '{right}'")), "{wrong}: {error}");
+    }
 }
 
 #[test]

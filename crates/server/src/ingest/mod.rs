@@ -1,6 +1,7 @@
 //! The public HTTP surface: webhooks in, health, and the two listings of the Go implementation.
 
 mod body;
+mod jenkins;
 mod listing;
 mod problem;
 mod receive;
@@ -60,6 +61,8 @@ pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
     Router::new()
         .route("/v1/github", post(receive::github))
         .route("/v1/github/", post(receive::github))
+        // The Go implementation answers here, and load balancers ask here unless told otherwise.
+        .route("/", get(healthz))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/v1/watchlist", get(listing::watchlist))

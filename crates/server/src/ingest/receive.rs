@@ -19,8 +19,8 @@ use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
-use super::Ingest;
 use super::problem::{Problem, Refusal};
+use super::{Ingest, jenkins};
 
 /// Above this size a body is verified and parsed on a thread of its own: 1 MiB takes some milliseconds, during which
 /// nothing else would move on this thread.
@@ -44,6 +44,9 @@ struct Stored<'a> {
 /// `POST /v1/github/`. It is taken in a task of its own: a sender that hangs up drops this handler, but must not keep
 /// what is being stored from the log.
 pub(super) async fn github(State(ingest): State<Arc<Ingest>>, request: Request<Body>) -> Response {
+    if jenkins::is_probe(&request) {
+        return jenkins::answer();
+    }
     let taking = ingest.tasks.spawn(Arc::clone(&ingest).take(request));
     taking.await.unwrap_or_else(|_| Problem::from(Refusal::Internal).into_response())
 }

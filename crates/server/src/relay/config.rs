@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gitstafette_client::config::{backoff, http_target, parallel, pem_files, server, start};
+use gitstafette_client::config::{Place, backoff, http_target, is_relay, parallel, pem_files, server, start};
 use gitstafette_client::settings::Settings;
 use gitstafette_client::target::ServerTarget;
-use gitstafette_client::{DeliveryPolicy, ExistingCursor, ServerAddress, Subscription};
+use gitstafette_client::{DeliveryPolicy, ExistingCursor, Subscription};
 use gitstafette_core::event::ClientId;
 use gitstafette_core::filter::Filter;
 use gitstafette_core::target::Target;
 use gitstafette_proto::convert::RelayDirection;
-use http::Uri;
 
-use super::{Neighbour, NeighbourAddress, RELAY_CLIENTS, RelayOptions};
+use super::{Neighbour, RELAY_CLIENTS, RelayOptions};
 
 /// The relay that the Go implementation's flags make.
 const OF_FLAGS: &str = "flags";
@@ -59,10 +58,7 @@ fn of_flags(settings: &mut Settings) -> Option<(String, Settings)> {
         "relay-insecure",
         "relay-health-check-path",
     ];
-    if !settings.flag("relay-enabled") {
-        for key in KEYS.into_iter().filter(|key| settings.is_changed(key)).collect::<Vec<_>>() {
-            settings.problem(key, "is given without --relay-enabled: nothing would be relayed");
-        }
+    if !is_relay(settings, &KEYS) {
         return None;
     }
     let text = |settings: &mut Settings, key| settings.optional::<String>(key).unwrap_or_default();
@@ -98,16 +94,14 @@ fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
     let timeout = table.positive_duration("target-timeout");
     let to_server = table.optional::<String>("server").is_some();
     let url = table.optional::<String>("target");
-    let (target, address): (Arc<dyn Target>, _) = match (to_server, url) {
+    let probe: Option<String> = table.optional("target-health-check-path");
+    let (target, place): (Arc<dyn Target>, _) = match (to_server, url) {
         (true, None) => {
             let server = server(table, &files);
-            let address = NeighbourAddress::of_server(&server);
-            (Arc::new(ServerTarget::new(server, name.to_owned(), timeout)), address)
+            let place = Place::of_server(&server);
+            (Arc::new(ServerTarget::new(server, name.to_owned(), timeout)), place)
         }
-        (false, Some(url)) => {
-            let target = http_target(table, &files, &url, timeout)?;
-            (Arc::new(target), NeighbourAddress::of_url(&url)?)
-        }
+        (false, Some(url)) => http_target(table, &files, &url, timeout, probe.as_deref())?,
         _ => {
             table.problem("server", "or target says where to: one of them is wanted");
             return None;
@@ -124,7 +118,7 @@ fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
     let client_id: ClientId = format!("{RELAY_CLIENTS}{relay}").parse().ok()?;
     Some(RelayOptions {
         name: relay.to_owned(),
-        neighbour: Neighbour::PushTo { target, address },
+        neighbour: Neighbour::PushTo { target, place },
         subscription: subscription(table, client_id),
         policy,
     })
@@ -164,22 +158,6 @@ fn subscription(table: &mut Settings, client_id: ClientId) -> Subscription {
         max_events: u32::try_from(table.count("max-unacknowledged-events", u32::MAX.into())).ok(),
         max_bytes: Some(table.positive_bytes("max-unacknowledged-bytes")),
         ..Subscription::new(client_id)
-    }
-}
-
-impl NeighbourAddress {
-    pub(super) fn of_server(server: &ServerAddress) -> Self {
-        let protocol = if server.tls.is_some() { "grpcs" } else { "grpc" };
-        Self { host: server.host.clone(), port: server.port, protocol: protocol.into(), url: server.url() }
-    }
-
-    /// Of an HTTP endpoint, without what may be a secret in its URL.
-    fn of_url(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
-        let (protocol, host) = (uri.scheme_str()?.to_owned(), uri.host()?.to_owned());
-        let port = uri.port_u16().unwrap_or(if protocol == "https" { 443 } else { 80 });
-        let url = format!("{protocol}://{host}:{port}");
-        Some(Self { host, port, protocol, url })
     }
 }
 

@@ -11,6 +11,7 @@ mod intake;
 
 use std::sync::Arc;
 
+use gitstafette_client::config::Place;
 use gitstafette_client::{
     Client, ClientState, DeliveryPolicy, Feed, LocalFeed, Route, ServerAddress, Subscription,
 };
@@ -58,23 +59,10 @@ pub enum Neighbour {
         /// The other server, or an HTTP endpoint.
         target: Arc<dyn Target>,
         /// Where it is, for people.
-        address: NeighbourAddress,
+        place: Place,
     },
     /// Events come from there.
     PullFrom(ServerAddress),
-}
-
-/// Where a neighbour is, for people: nothing of it is a secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NeighbourAddress {
-    /// Host name or IP address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// `grpc`, `grpcs`, `http` or `https`.
-    pub protocol: String,
-    /// All of it as a URL without path.
-    pub url: String,
 }
 
 /// All relays of a server, to look at.
@@ -88,7 +76,7 @@ pub(crate) struct Relays {
 struct Relay {
     name: String,
     direction: RelayDirection,
-    address: NeighbourAddress,
+    place: Place,
     client_id: ClientId,
     filter: Filter,
     state: watch::Receiver<ClientState>,
@@ -117,15 +105,15 @@ impl Relays {
     ) -> (Self, Vec<Relaying>) {
         let (mut relays, mut relaying) = (Vec::new(), Vec::new());
         for RelayOptions { name, neighbour, subscription, policy } in options {
-            let (direction, address, feed, target): (_, _, _, Arc<dyn Target>) = match neighbour {
-                Neighbour::PushTo { target, address } => {
-                    let feed = Feed::Local(own_log(Arc::clone(subscriptions), address.url.clone()));
-                    (RelayDirection::Push, address.clone(), feed, Arc::clone(target))
+            let (direction, place, feed, target): (_, _, _, Arc<dyn Target>) = match neighbour {
+                Neighbour::PushTo { target, place } => {
+                    let feed = Feed::Local(own_log(Arc::clone(subscriptions), place.to_string()));
+                    (RelayDirection::Push, place.clone(), feed, Arc::clone(target))
                 }
                 Neighbour::PullFrom(server) => {
                     let target = StoreTarget { intake: Arc::clone(intake) };
-                    let address = NeighbourAddress::of_server(server);
-                    (RelayDirection::Pull, address, Feed::Server(server.clone()), Arc::new(target))
+                    let place = Place::of_server(server);
+                    (RelayDirection::Pull, place, Feed::Server(server.clone()), Arc::new(target))
                 }
             };
             let route = Route { policy: *policy, ..Route::new(target) };
@@ -133,7 +121,7 @@ impl Relays {
             let relay = Relay {
                 name: name.clone(),
                 direction,
-                address,
+                place,
                 client_id: subscription.client_id.clone(),
                 filter: subscription.filter.clone(),
                 state: client.state(),
@@ -250,7 +238,7 @@ impl Relay {
         RelayState {
             name: self.name.clone(),
             direction: self.direction,
-            address: self.address.url.clone(),
+            address: self.place.to_string(),
             client_id: self.client_id.clone(),
             connected,
             lag,
@@ -265,10 +253,10 @@ impl Relay {
     fn info(&self) -> ServerInfo {
         let patterns: Vec<_> = self.filter.repositories.iter().map(ToString::to_string).collect();
         ServerInfo {
-            hostname: self.address.host.clone(),
+            hostname: self.place.host.clone(),
             ip: String::new(),
-            port: self.address.port.to_string(),
-            protocol: self.address.protocol.clone(),
+            port: self.place.port.to_string(),
+            protocol: self.place.protocol.as_str().to_owned(),
             repositories: Some(patterns.join(",")).filter(|patterns| !patterns.is_empty()),
         }
     }

@@ -312,6 +312,7 @@ async fn other_methods_are_refused_with_those_that_are_taken() {
     let taken = [
         ("GET", "/v1/github", "POST"),
         ("PUT", "/v1/github/", "POST"),
+        ("POST", "/", "GET,HEAD"),
         ("POST", "/healthz", "GET,HEAD"),
         ("DELETE", "/readyz", "GET,HEAD"),
         ("POST", "/v1/watchlist", "GET,HEAD"),
@@ -330,7 +331,8 @@ async fn other_methods_are_refused_with_those_that_are_taken() {
 async fn health() {
     let server = TestServer::start("").await;
     let http = http_client();
-    for path in ["/healthz", "/readyz"] {
+    // The Go implementation answers at the root, and load balancers ask there.
+    for path in ["/", "/healthz", "/readyz"] {
         let answer = http.get(server.url(path)).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.text().await.unwrap(), r#"{"status":"ok"}"#);
@@ -411,4 +413,60 @@ async fn a_targets_answer_does_not_come_back_to_the_sender() {
         "final, so not repeated"
     );
     client.stop().await;
+}
+
+/// Jenkins' look at a hook's URL, with what follows its header.
+async fn looked(server: &TestServer, path: &str, more: &str) -> String {
+    let mut stream = TcpStream::connect(server.addresses.http).await.unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nX-Jenkins-Validation: true\r\n{more}");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    answer_of(&mut stream).await
+}
+
+#[tokio::test]
+async fn jenkins_may_look_and_leaves_no_trace() {
+    let server = TestServer::start("admin-port = 0\n").await;
+    for path in ["/v1/github", "/v1/github/"] {
+        for more in ["\r\n", "Content-Length: 0\r\n\r\n"] {
+            let answer = looked(&server, path, more).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(answer.contains("Gitstafette, a webhook relay"), "{answer}");
+            assert!(answer.contains("X-Instance-Identity"), "{answer}");
+        }
+    }
+    let elsewhere = looked(&server, "/v1/watchlist", "\r\n").await;
+    assert!(elsewhere.starts_with("HTTP/1.1 405 "), "{elsewhere}");
+    assert_eq!(server.events().await, 0);
+    assert!(!webhook_counts(&server).await.contains("gitstafette_webhooks_total{"), "it is no webhook");
+}
+
+#[tokio::test]
+async fn with_a_body_jenkins_header_means_nothing() {
+    let server = TestServer::start("admin-port = 0\n").await;
+    for more in [
+        "Content-Length: 2\r\n\r\n{}",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let answer = looked(&server, "/v1/github/", more).await;
+        assert!(answer.starts_with("HTTP/1.1 415 "), "judged as a webhook: {more:?}: {answer}");
+    }
+    assert_eq!(server.events().await, 0);
+    let counts = webhook_counts(&server).await;
+    assert!(counts.contains("gitstafette_webhooks_total{status=\"415\"} 3"), "{counts}");
+
+    let signed = changed(|request| set(request, "x-jenkins-validation", "true"));
+    assert_eq!(Sender::new(&server).request(&signed).await.unwrap().status(), StatusCode::CREATED);
+    let unsigned = changed(|request| {
+        set(request, "x-jenkins-validation", "true");
+        remove(request, "X-Hub-Signature-256");
+    });
+    let answer = Sender::new(&server).request(&unsigned).await.unwrap();
+    is_problem(answer, StatusCode::UNAUTHORIZED, "x-hub-signature-256").await;
+    assert_eq!(server.events().await, 1);
+}
+
+async fn webhook_counts(server: &TestServer) -> String {
+    let url = format!("http://{}/metrics", server.addresses.admin.unwrap());
+    http_client().get(url).send().await.unwrap().text().await.unwrap()
 }

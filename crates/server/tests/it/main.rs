@@ -8,6 +8,7 @@ mod crash;
 mod deferral;
 mod delivery;
 mod fake_server;
+mod go_flags;
 mod ingest;
 mod listening;
 mod memory;

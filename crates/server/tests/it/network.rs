@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use gitstafette_client::ClientOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -193,15 +194,25 @@ async fn nothing_is_lost_over_many_reconnects() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_over_short_stream_windows() {
-    let (window, time) = at_length(("100ms", Duration::from_secs(1)), ("2s", Duration::from_secs(60)));
-    let server = TestServer::start(&format!("stream-window = \"{window}\"")).await;
+async fn nothing_is_lost_over_the_servers_short_stream_windows() {
+    let window = at_length("100ms", "2s");
+    over_short_windows(&format!("stream-window = \"{window}\""), None).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_over_the_clients_short_stream_windows() {
+    over_short_windows("", Some(at_length(Duration::from_millis(100), Duration::from_secs(2)))).await;
+}
+
+async fn over_short_windows(settings: &str, stream_window: Option<Duration>) {
+    let server = TestServer::start(settings).await;
     let proxy = Proxy::start(server.addresses.grpc).await;
     let mut target = TestTarget::start().await;
-    let client = TestClient::start(options(proxy.address, target.target()));
+    let options = ClientOptions { stream_window, ..options(proxy.address, target.target()) };
+    let client = TestClient::start(options);
     let stop = CancellationToken::new();
     let sending = load(&server, stop.clone());
-    tokio::time::sleep(time).await;
+    tokio::time::sleep(at_length(Duration::from_secs(1), Duration::from_secs(60))).await;
     stop.cancel();
     let sent = sending.await.unwrap();
     let connections = proxy.connections.load(Ordering::SeqCst);

@@ -44,9 +44,13 @@ impl Program {
             "json",
         ]);
         arguments.extend(more);
-        let environment = [("GITSTAFETTE_WEBHOOK_HMAC", SECRET), ("OAUTH_TOKEN", TOKEN)];
-        let mut child = command(&arguments)
-            .envs(environment)
+        Self::run(&arguments, &[("GITSTAFETTE_WEBHOOK_HMAC", SECRET), ("OAUTH_TOKEN", TOKEN)]).await
+    }
+
+    /// Starts a server that logs JSON and waits until it listens.
+    pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = command(arguments)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -72,18 +76,18 @@ impl Program {
         self.log = None;
     }
 
-    fn terminate(&self) {
+    pub fn terminate(&self) {
         let id = self.id().to_string();
         let status = std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
         assert!(status.success());
     }
 
-    async fn exit_code(&mut self) -> Option<i32> {
+    pub async fn exit_code(&mut self) -> Option<i32> {
         soon(self.child.wait()).await.unwrap().code()
     }
 
     /// What it logged from here to its end.
-    async fn rest_of_log(&mut self) -> String {
+    pub async fn rest_of_log(&mut self) -> String {
         let mut text = String::new();
         while let Some(line) = soon(self.log.as_mut().unwrap().next_line()).await.unwrap() {
             text.push_str(&line);

@@ -135,6 +135,11 @@ impl Sender {
         Self { http: http_client(), url, hook: hook(Format::Json) }
     }
 
+    /// Signs with another secret than the usual.
+    pub fn signing_with(self, secret: &str) -> Self {
+        Self { hook: Hook { secret: Some(Secret::new(secret)), ..self.hook }, ..self }
+    }
+
     /// Sends a payload, signed.
     pub async fn send(&self, event: &str, delivery_id: &str, payload: &str) -> reqwest::Response {
         self.request(&self.hook.request(event, delivery_id, payload)).await.unwrap()
@@ -286,6 +291,7 @@ pub fn options(grpc: SocketAddr, target: Arc<dyn Target>) -> ClientOptions {
             ..Subscription::new("test".parse().unwrap())
         },
         routes: vec![Route { policy: impatient(), ..Route::new(target) }],
+        stream_window: None,
     }
 }
 

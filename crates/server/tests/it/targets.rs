@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::IntoResponse;
-use gitstafette_client::target::HttpTarget;
+use gitstafette_client::target::{HttpTarget, VerifiedTarget};
+use gitstafette_core::secret::Secret;
 use gitstafette_core::target::OutcomeResult;
+use gitstafette_core::verify::GitHubSignature;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::support::{
-    Sender, TestClient, TestServer, TestTarget, all_acknowledged, at_length, no_tls, options, soon,
+    SECRET, Sender, TestClient, TestServer, TestTarget, all_acknowledged, at_length, no_tls, options, soon,
 };
 
 /// The repositories of these tests.
@@ -199,6 +201,31 @@ async fn a_target_that_breaks_off_before_its_status_is_asked_again() {
     all_delivered(&server).await;
     client.stop().await;
     answering.abort();
+}
+
+#[tokio::test]
+async fn what_the_clients_own_check_refuses_is_a_dead_letter_and_not_sent() {
+    let server = TestServer::start("").await;
+    let mut target = TestTarget::start().await;
+    let behind = |secret: &str| {
+        let signature = GitHubSignature::new(vec![Secret::new(secret)]);
+        Arc::new(VerifiedTarget::new(target.target(), signature))
+    };
+    let (other, same) = (behind("another secret"), behind(SECRET));
+    let client = TestClient::start(options(server.addresses.grpc, other));
+    send(&Sender::new(&server), 1, 1).await;
+    all_acknowledged(&*server.store).await;
+    let reports = server.store.reports(gitstafette_core::event::Sequence::new(1)).await.unwrap();
+    let outcome = &reports[0].outcome;
+    assert_eq!((outcome.result, outcome.attempts, outcome.code), (OutcomeResult::Failed, 1, None));
+    assert!(outcome.detail.contains("nothing was sent"), "{}", outcome.detail);
+    assert!(target.is_quiet());
+    client.stop().await;
+
+    let client = TestClient::start(options(server.addresses.grpc, same));
+    send(&Sender::new(&server), 1, 2).await;
+    assert_eq!(target.next_ids(1).await, ["1-2"]);
+    client.stop().await;
 }
 
 async fn serve<F>(answer: impl Fn(Request) -> F + Clone + Send + Sync + 'static) -> SocketAddr

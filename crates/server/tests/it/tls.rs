@@ -17,13 +17,13 @@ use crate::support::{
 };
 
 /// A CA of the test, and files with what it signed.
-struct Authority {
+pub struct Authority {
     folder: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -32,12 +32,12 @@ impl Authority {
         Self { folder, issuer: Issuer::new(params, key) }
     }
 
-    fn ca(&self) -> PathBuf {
+    pub fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
     /// Signs a certificate for localhost.
-    fn sign(&self, name: &str) -> IdentityFiles {
+    pub fn sign(&self, name: &str) -> IdentityFiles {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -71,7 +71,7 @@ impl Authority {
         ClientOptions { server: ServerAddress { tls, ..plain.server }, ..plain }
     }
 
-    fn https(&self) -> reqwest::Client {
+    pub fn https(&self) -> reqwest::Client {
         let tls = PemFiles { ca: Some(self.ca()), identity: None }.client_config().unwrap();
         reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap()
     }
@@ -171,7 +171,7 @@ async fn one_port_serves_everything() {
 }
 
 /// A port that was free a moment ago.
-async fn free_port() -> u16 {
+pub async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 

@@ -21,8 +21,8 @@ fn problems(text: &str) -> String {
 
 fn url(relay: &RelayOptions) -> String {
     match &relay.neighbour {
-        Neighbour::PushTo { address, .. } => address.url.clone(),
-        Neighbour::PullFrom(server) => server.url(),
+        Neighbour::PushTo { place, .. } => place.to_string(),
+        Neighbour::PullFrom(server) => Place::of_server(server).to_string(),
     }
 }
 
@@ -44,13 +44,13 @@ fn tables_are_relays() {
     )
     .unwrap();
     let [jenkins, site, cloud] = &relays[..] else { panic!("{relays:?}") };
-    assert_eq!(url(site), "https://site.example:8443");
+    assert_eq!(url(site), "grpcs://site.example:8443");
     assert_eq!(site.subscription.client_id.as_str(), "relay.push.site");
     assert_eq!(site.subscription.filter.repositories.len(), 2);
     assert_eq!(site.policy.give_up_after, Duration::MAX, "a server is waited for");
     assert_eq!(url(jenkins), "http://jenkins:8080");
     assert_eq!(jenkins.policy.give_up_after, Duration::from_secs(24 * 3600));
-    assert_eq!(url(cloud), "https://cloud.example:443");
+    assert_eq!(url(cloud), "grpcs://cloud.example:443");
     assert_eq!(cloud.subscription.client_id.as_str(), "edge.pull.cloud");
     assert_eq!(cloud.subscription.max_events, Some(7));
     assert!(!format!("{relays:?}").contains("hunter2"));
@@ -61,7 +61,7 @@ fn the_default_table_is_for_all() {
     let text = "[relay.push.default]\nport = 7\nretry-most = \"5s\"\n\
         [relay.push.a]\nserver = \"127.0.0.1\"\n[relay.push.b]\nserver = \"127.0.0.1\"\nport = 8\n";
     let relays = of_toml(text).unwrap();
-    assert_eq!(relays.iter().map(url).collect::<Vec<_>>(), ["http://127.0.0.1:7", "http://127.0.0.1:8"]);
+    assert_eq!(relays.iter().map(url).collect::<Vec<_>>(), ["grpc://127.0.0.1:7", "grpc://127.0.0.1:8"]);
     assert_eq!(relays[1].policy.backoff.most, Duration::from_secs(5));
 }
 
@@ -89,10 +89,10 @@ fn mistakes_name_their_table() {
 #[test]
 fn the_flags_of_the_go_implementation_make_one() {
     let grpc = of_flags(&["--relayEnabled", "--relayHost=site.example", "--relayInsecure"]).unwrap();
-    assert_eq!(grpc.iter().map(url).collect::<Vec<_>>(), ["http://site.example:50051"]);
+    assert_eq!(grpc.iter().map(url).collect::<Vec<_>>(), ["grpc://site.example:50051"]);
     let secure =
         of_flags(&["--relayEnabled=true", "--relayHost", "site.example", "--relayPort", "443"]).unwrap();
-    assert_eq!(secure.iter().map(url).collect::<Vec<_>>(), ["https://site.example:443"]);
+    assert_eq!(secure.iter().map(url).collect::<Vec<_>>(), ["grpcs://site.example:443"]);
     let arguments = [
         "--relayEnabled",
         "--relayProtocol=http",
@@ -101,8 +101,8 @@ fn the_flags_of_the_go_implementation_make_one() {
         "--relayPath=hook/",
     ];
     let http = of_flags(&arguments).unwrap();
-    let Neighbour::PushTo { target, address } = &http[0].neighbour else { panic!("{http:?}") };
-    assert_eq!((target.name(), &*address.protocol), ("jenkins:8080", "http"));
+    let Neighbour::PushTo { target, place } = &http[0].neighbour else { panic!("{http:?}") };
+    assert_eq!((target.name(), place.protocol.as_str()), ("jenkins:8080", "http"));
     let wrong = of_flags(&["--relayEnabled", "--relayProtocol=ftp"]).unwrap_err().to_string();
     assert!(wrong.contains("relay-protocol: is neither grpc, http nor https"), "{wrong}");
     let idle = of_flags(&["--relayHost=jenkins"]).unwrap_err().to_string();

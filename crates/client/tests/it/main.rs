@@ -1,0 +1,4 @@
+//! The client's program: real processes, real sockets.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod go_flags;
