@@ -25,6 +25,7 @@ mod admin;
 pub mod app;
 mod auth;
 pub mod cli;
+mod compat;
 pub mod config;
 mod info;
 mod ingest;

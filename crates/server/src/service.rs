@@ -1,7 +1,9 @@
-//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, all else for operators.
+//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, the first methods for those
+//! of the Go implementation, all else for operators. `WebhookEventPush` has other callers, and stands in `compat`.
 
 use std::sync::Arc;
 
+use futures_util::stream;
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_server::Gitstafette;
 use tonic::codegen::BoxStream;
@@ -10,12 +12,14 @@ use tracing::warn;
 
 use crate::admin::Admin;
 use crate::auth::{ClientAuth, Peer};
+use crate::compat::Compat;
 use crate::subscribe::{Subscriber, Subscriptions};
 
-/// Serves both. Callers are authenticated before they come here; whether one is an operator is looked at here.
+/// Serves all of them. Callers are authenticated before they come here; whether one is an operator is looked at here.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) subscriptions: Subscriptions,
+    pub(crate) subscriptions: Arc<Subscriptions>,
+    pub(crate) compat: Compat,
     pub(crate) admin: Arc<Admin>,
     pub(crate) auth: ClientAuth,
 }
@@ -34,17 +38,44 @@ impl Service {
     }
 }
 
+/// Who calls, as a subscriber.
+fn subscriber<T>(request: &Request<T>) -> Subscriber {
+    let peer = request.extensions().get::<Peer>();
+    Subscriber {
+        from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
+        cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
+    }
+}
+
 #[tonic::async_trait]
 impl Gitstafette for Service {
+    async fn fetch_webhook_events(
+        &self,
+        request: Request<v1::WebhookEventsRequest>,
+    ) -> Result<Response<BoxStream<v1::WebhookEventsResponse>>, Status> {
+        self.compat.fetch(subscriber(&request), request).await.map(Response::new)
+    }
+
+    async fn webhook_event_status(
+        &self,
+        request: Request<v1::WebhookEventStatusRequest>,
+    ) -> Result<Response<v1::WebhookEventStatusResponse>, Status> {
+        self.compat.status(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn webhook_event_statuses(
+        &self,
+        request: Request<v1::WebhookEventStatusesRequest>,
+    ) -> Result<Response<BoxStream<v1::WebhookEventStatusResponse>>, Status> {
+        let statuses = self.compat.statuses(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream::iter(statuses.into_iter().map(Ok)))))
+    }
+
     async fn subscribe(
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<BoxStream<v1::SubscribeResponse>>, Status> {
-        let peer = request.extensions().get::<Peer>();
-        let subscriber = Subscriber {
-            from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
-            cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
-        };
+        let subscriber = subscriber(&request);
         let requests = Box::pin(request.into_inner());
         self.subscriptions.subscribe(subscriber, requests).await.map(Response::new)
     }
