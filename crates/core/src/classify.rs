@@ -21,6 +21,8 @@ const CONTENT_TYPE: &str = "content-type";
 const EVENT: &str = "x-github-event";
 const DELIVERY: &str = "x-github-delivery";
 const HOOK_ID: &str = "x-github-hook-id";
+/// The event of a relayed webhook that does not say which it is. GitHub has none of this name.
+const UNKNOWN: &str = "unknown";
 
 /// How the body carries its JSON, by its `Content-Type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,17 +46,46 @@ pub struct Envelope {
     pub hook_id: Option<HookId>,
 }
 
+/// What a server that relays says of a webhook beside it. It counts only where the webhook itself is silent: an old server
+/// may have lost headers on the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hearsay {
+    /// The delivery id.
+    pub delivery_id: Option<DeliveryId>,
+    /// The repository's number.
+    pub repository_id: Option<RepositoryId>,
+}
+
 impl Envelope {
     /// Reads the identifying headers.
     ///
     /// # Errors
     /// [`ClassifyError::ContentType`] or [`ClassifyError::Header`] and its kin.
     pub fn read(headers: &Headers) -> Result<Self, ClassifyError> {
+        Self::read_with(headers, None)
+    }
+
+    /// Reads those that a server relays. A missing `Content-Type` is JSON, a missing event `unknown`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_relayed(headers: &Headers, hearsay: &Hearsay) -> Result<Self, ClassifyError> {
+        Self::read_with(headers, Some(hearsay))
+    }
+
+    fn read_with(headers: &Headers, hearsay: Option<&Hearsay>) -> Result<Self, ClassifyError> {
         if let Some(name) = headers.first_not_text() {
             return Err(ClassifyError::HeaderNotText(name.into()));
         }
-        let format = body_format(headers)?;
-        let event = headers.single(EVENT)?;
+        let is_relayed = hearsay.is_some();
+        let format = match headers.single(CONTENT_TYPE) {
+            Err(HeaderError::Missing(_)) if is_relayed => BodyFormat::Json,
+            content_type => body_format(content_type.map_err(|_| ClassifyError::ContentType)?)?,
+        };
+        let event = match headers.single(EVENT) {
+            Err(HeaderError::Missing(_)) if is_relayed => UNKNOWN,
+            event => event?,
+        };
         if event.len() > 128
             || !event.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
         {
@@ -66,12 +97,12 @@ impl Envelope {
             Err(HeaderError::Missing(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        Ok(Self {
-            format,
-            event: event.into(),
-            delivery_id: headers.single(DELIVERY)?.parse().map_err(identifier(DELIVERY))?,
-            hook_id,
-        })
+        let delivery_id =
+            match (headers.single(DELIVERY), hearsay.and_then(|hearsay| hearsay.delivery_id.as_ref())) {
+                (Err(HeaderError::Missing(_)), Some(delivery_id)) => delivery_id.clone(),
+                (delivery_id, _) => delivery_id?.parse().map_err(identifier(DELIVERY))?,
+            };
+        Ok(Self { format, event: event.into(), delivery_id, hook_id })
     }
 }
 
@@ -80,8 +111,35 @@ impl Envelope {
 /// # Errors
 /// [`ClassifyError`]: what is missing, or where the body is not what its `Content-Type` says.
 pub fn github(request: Verified, received_at: Timestamp) -> Result<Webhook, ClassifyError> {
+    let envelope = Envelope::read(request.headers())?;
+    webhook(request, envelope, received_at)
+}
+
+/// Reads a GitHub request that a server relays, whose signature was seen to. What it lacks is taken from `hearsay`; its
+/// headers stay as they were sent.
+///
+/// # Errors
+/// As [`github`].
+pub fn relayed(
+    request: Verified,
+    hearsay: &Hearsay,
+    received_at: Timestamp,
+) -> Result<Webhook, ClassifyError> {
+    let envelope = Envelope::read_relayed(request.headers(), hearsay)?;
+    let mut webhook = webhook(request, envelope, received_at)?;
+    let facts = &mut webhook.facts;
+    if facts.repository_name.is_none() {
+        facts.repository_id = facts.repository_id.or(hearsay.repository_id);
+    }
+    Ok(webhook)
+}
+
+fn webhook(
+    request: Verified,
+    Envelope { format, event, delivery_id, hook_id }: Envelope,
+    received_at: Timestamp,
+) -> Result<Webhook, ClassifyError> {
     let Unverified { headers, body } = request.into_inner();
-    let Envelope { format, event, delivery_id, hook_id } = Envelope::read(&headers)?;
     let json = match format {
         BodyFormat::Json => Cow::Borrowed(&*body),
         BodyFormat::Form => form_payload(&body)?,
@@ -108,8 +166,7 @@ pub fn github(request: Verified, received_at: Timestamp) -> Result<Webhook, Clas
     Ok(Webhook { facts, headers, body })
 }
 
-fn body_format(headers: &Headers) -> Result<BodyFormat, ClassifyError> {
-    let content_type = headers.single(CONTENT_TYPE).map_err(|_| ClassifyError::ContentType)?;
+fn body_format(content_type: &str) -> Result<BodyFormat, ClassifyError> {
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         Ok(BodyFormat::Json)

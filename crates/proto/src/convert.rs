@@ -369,7 +369,8 @@ pub fn from_duration(field: &'static str, wire: prost_types::Duration) -> Result
     Duration::try_from(wire).map_err(|_| WireError::new(field, "a negative duration"))
 }
 
-fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+/// A point in time on the wire.
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let millis = time.as_millis();
     prost_types::Timestamp {
         seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
 use crate::auth::ClientAuth;
+use crate::compat::{self, Compat};
 use crate::info::InfoService;
 use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
 use crate::listen::{Address, BindError, Ending, Listener, Security, Timeouts};
@@ -181,7 +182,8 @@ impl Server {
     pub async fn bind(options: ServerOptions, store: Arc<dyn EventStore>) -> Result<Self, BindError> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let shared = Shared::new(&options, store).await?;
-        let http_router = ingest::router(Arc::new(shared.ingest(&options)));
+        let ingest = Arc::new(shared.ingest(&options));
+        let http_router = ingest::router(Arc::clone(&ingest));
         let connections = Arc::new(Semaphore::new(options.max_connections));
         let listener = |tcp, security, router: Router| Listener {
             tcp,
@@ -194,7 +196,7 @@ impl Server {
             Listeners::Shared { address, health } => {
                 let tcp = bind(address, "webhooks and gRPC").await?;
                 let at = local(&tcp, address)?;
-                let router = http_router.merge(shared.grpc(&options, at, &health_service));
+                let router = http_router.merge(shared.grpc(&options, at, &health_service, ingest));
                 let router = router.fallback(ingest::not_found);
                 (vec![listener(tcp, grpc_security(&options), router)], Addresses::new(at, at), health)
             }
@@ -202,7 +204,8 @@ impl Server {
                 let http_tcp = bind(http, "webhooks").await?;
                 let grpc_tcp = bind(grpc, "gRPC").await?;
                 let (http_at, grpc_at) = (local(&http_tcp, http)?, local(&grpc_tcp, grpc)?);
-                let grpc_router = shared.grpc(&options, grpc_at, &health_service).fallback(ingest::not_found);
+                let grpc_router = shared.grpc(&options, grpc_at, &health_service, ingest);
+                let grpc_router = grpc_router.fallback(ingest::not_found);
                 let both = vec![
                     listener(http_tcp, http_security(&options), http_router.fallback(ingest::not_found)),
                     listener(grpc_tcp, grpc_security(&options), grpc_router),
@@ -393,8 +396,8 @@ impl Shared {
         }
     }
 
-    /// All gRPC services. Health is for everybody; the others are for authenticated clients.
-    fn grpc<H>(&self, options: &ServerOptions, at: SocketAddr, health: &H) -> Router
+    /// All gRPC services. Health is for everybody; the others are for authenticated clients, but for what old servers push.
+    fn grpc<H>(&self, options: &ServerOptions, at: SocketAddr, health: &H, ingest: Arc<Ingest>) -> Router
     where
         H: tower::Service<http::Request<tonic::body::Body>, Error = std::convert::Infallible>
             + tonic::server::NamedService
@@ -409,6 +412,10 @@ impl Shared {
         let service = Service {
             subscriptions: Arc::clone(&self.subscriptions),
             publications: self.publications(options),
+            compat: Compat {
+                subscriptions: Arc::clone(&self.subscriptions),
+                metrics: Arc::clone(&self.metrics),
+            },
             admin: Arc::clone(&self.admin),
             auth: auth.clone(),
         };
@@ -426,6 +433,7 @@ impl Shared {
             .add_service(InterceptedService::new(info, auth.clone()))
             .add_service(InterceptedService::new(reflection, auth.clone()))
             .into_axum_router()
+            .merge(compat::push_router(ingest))
     }
 
     fn publications(&self, options: &ServerOptions) -> Publications {

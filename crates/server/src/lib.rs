@@ -26,6 +26,7 @@ mod admin;
 pub mod app;
 mod auth;
 pub mod cli;
+mod compat;
 pub mod config;
 mod info;
 mod ingest;

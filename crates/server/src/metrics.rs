@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) webhook_duration: Histogram,
     /// Events sent to subscribers.
     pub(crate) events_sent: IntCounter,
+    /// Events that are too large for the old client that they were for.
+    pub(crate) held_back: IntCounter,
     /// Outcomes that clients reported, by result.
     pub(crate) outcomes: IntCounterVec,
     /// Events that retention removed before a subscriber had acknowledged them.
@@ -105,6 +107,10 @@ impl Metrics {
                 Histogram::with_opts(durations.buckets(DURATIONS.to_vec()))
             ),
             events_sent: counter("gitstafette_events_sent_total", "Events sent to subscribers."),
+            held_back: counter(
+                "gitstafette_events_held_back_total",
+                "Events that were larger than a client of the Go implementation takes: dead letters.",
+            ),
             outcomes: counters(
                 "gitstafette_outcomes_total",
                 "Outcomes that clients reported: delivered, failed (a dead letter) or filtered.",

@@ -1,8 +1,10 @@
-//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, publishing is for other
-//! servers, all else for operators.
+//! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, the first methods for those
+//! of the Go implementation, publishing is for other servers, all else for operators. `WebhookEventPush` has other callers,
+//! and stands in `compat`.
 
 use std::sync::Arc;
 
+use futures_util::stream;
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_server::Gitstafette;
 use tonic::codegen::BoxStream;
@@ -11,6 +13,7 @@ use tracing::warn;
 
 use crate::admin::Admin;
 use crate::auth::{AuthError, ClientAuth, Peer};
+use crate::compat::Compat;
 use crate::publish::Publications;
 use crate::subscribe::{Subscriber, Subscriptions};
 
@@ -18,6 +21,7 @@ use crate::subscribe::{Subscriber, Subscriptions};
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) subscriptions: Arc<Subscriptions>,
+    pub(crate) compat: Compat,
     pub(crate) publications: Publications,
     pub(crate) admin: Arc<Admin>,
     pub(crate) auth: ClientAuth,
@@ -47,6 +51,32 @@ impl Service {
 
 #[tonic::async_trait]
 impl Gitstafette for Service {
+    async fn fetch_webhook_events(
+        &self,
+        request: Request<v1::WebhookEventsRequest>,
+    ) -> Result<Response<BoxStream<v1::WebhookEventsResponse>>, Status> {
+        let subscriber = Subscriber::client(request.extensions().get());
+        let metadata = request.metadata().clone();
+        let request = self.allow(request, ClientAuth::check_client)?;
+        self.compat.fetch(subscriber, &metadata, request).await.map(Response::new)
+    }
+
+    async fn webhook_event_status(
+        &self,
+        request: Request<v1::WebhookEventStatusRequest>,
+    ) -> Result<Response<v1::WebhookEventStatusResponse>, Status> {
+        self.compat.status(self.allow(request, ClientAuth::check_client)?).await.map(Response::new)
+    }
+
+    async fn webhook_event_statuses(
+        &self,
+        request: Request<v1::WebhookEventStatusesRequest>,
+    ) -> Result<Response<BoxStream<v1::WebhookEventStatusResponse>>, Status> {
+        let request = self.allow(request, ClientAuth::check_client)?;
+        let statuses = self.compat.statuses(request).await?;
+        Ok(Response::new(Box::pin(stream::iter(statuses.into_iter().map(Ok)))))
+    }
+
     async fn subscribe(
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,

@@ -38,6 +38,36 @@ fn a_push() {
 }
 
 #[test]
+fn what_a_relayed_webhook_lacks_is_taken_from_hearsay() {
+    let hearsay =
+        Hearsay { delivery_id: Some("told".parse().unwrap()), repository_id: Some(RepositoryId(8)) };
+    let relayed = |headers: &Headers, body: &'static str, hearsay: &Hearsay| {
+        let request = Unverified { headers: headers.clone(), body: body.into() }.waive();
+        relayed(request, hearsay, Timestamp::from_millis(1))
+    };
+    let bare = Headers::new();
+    let webhook = relayed(&bare, r#"{"action":"opened"}"#, &hearsay).unwrap();
+    assert_eq!(webhook.facts.delivery_id.as_str(), "told");
+    assert_eq!(webhook.facts.event_type.to_string(), "unknown.opened");
+    assert_eq!(webhook.facts.repository_id, Some(RepositoryId(8)));
+    assert_eq!(webhook.headers, bare, "they stay as sent");
+
+    let whole = usual("application/json");
+    let facts = relayed(&whole, r#"{"repository":{"id":7}}"#, &hearsay).unwrap().facts;
+    assert_eq!(facts.delivery_id.as_str(), "72d3162e-cc78-11e3-81ab-4c9367dc0958");
+    assert_eq!((&*facts.event_type.name, facts.repository_id), ("push", Some(RepositoryId(7))));
+    let named = relayed(&whole, r#"{"repository":{"full_name":"octo/hello"}}"#, &hearsay).unwrap().facts;
+    assert_eq!(named.repository_id, None, "the payload names another repository, for all we know");
+
+    let missing = Err(ClassifyError::Header(HeaderError::Missing(DELIVERY)));
+    assert_eq!(relayed(&bare, "{}", &Hearsay::default()).map(drop), missing);
+    for (name, value) in [("content-type", "text/plain"), (EVENT, "a b"), (DELIVERY, "")] {
+        let wrong = relayed(&headers(&[(name, value)]), "{}", &hearsay);
+        assert!(wrong.is_err(), "{name}: what is there must be right");
+    }
+}
+
+#[test]
 fn a_form_is_its_payload_and_keeps_its_bytes() {
     let body = form_urlencoded::Serializer::new(String::new())
         .append_pair("payload", r#"{"action":"opened","repository":{"id":7,"full_name":"octo/ö"}}"#)

@@ -38,6 +38,11 @@ impl Unverified {
 }
 
 impl Verified {
+    /// Its header fields.
+    pub fn headers(&self) -> &Headers {
+        &self.0.headers
+    }
+
     /// The request.
     pub fn into_inner(self) -> Unverified {
         self.0

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::IngestLimits;
+use super::account::Account;
 use super::problem::Refusal;
 
 /// How long the rest of a refused body is read and thrown away. Many senders read the answer only when they have sent
@@ -38,6 +39,15 @@ impl BodyReader {
         let permits =
             usize::try_from(limits.inflight_bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { limits, inflight: Arc::new(Semaphore::new(permits)), tasks }
+    }
+
+    pub(super) fn limits(&self) -> IngestLimits {
+        self.limits
+    }
+
+    /// An account of bytes in flight that do not come as a body of their own, at most `limit` at once.
+    pub(super) fn account(&self, limit: u64) -> Account {
+        Account::new(Arc::clone(&self.inflight), limit)
     }
 
     /// Reads the body. What is too large is refused before it is read if it says so, else as soon as it shows.

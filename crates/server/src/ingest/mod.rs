@@ -1,5 +1,6 @@
 //! The public HTTP surface: webhooks in, health, and the two listings of the Go implementation.
 
+mod account;
 mod body;
 mod jenkins;
 mod listing;
@@ -18,6 +19,7 @@ use gitstafette_core::store::EventStore;
 use gitstafette_core::verify::GitHubSignature;
 use http::{StatusCode, header};
 use serde::Serialize;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,8 +28,10 @@ use crate::metrics::Metrics;
 use crate::relay::{Connected, Relays};
 use crate::watchlist::LiveWatchlist;
 
+pub(crate) use account::{Account, Counted};
 pub(crate) use body::BodyReader;
-pub(crate) use problem::Problem;
+pub(crate) use problem::{Problem, Refusal};
+pub(crate) use receive::{Seen, Trust, status};
 
 /// Bounds of what one request and all together may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +58,31 @@ pub(crate) struct Ingest {
     /// Where webhooks are taken: they outlive the connection they came on.
     pub(crate) tasks: TaskTracker,
     pub(crate) draining: CancellationToken,
+}
+
+impl Ingest {
+    pub(crate) fn limits(&self) -> IngestLimits {
+        self.bodies.limits()
+    }
+
+    /// An account for messages that carry webhooks: what they take is bounded together with all bodies in flight, and
+    /// by `limit` for themselves.
+    pub(crate) fn account(&self, limit: u64) -> Account {
+        self.bodies.account(limit)
+    }
+
+    /// Whether webhooks are verified.
+    pub(crate) fn verifies(&self) -> bool {
+        self.signature.is_some()
+    }
+
+    /// Takes a webhook in a task of its own, which outlives the connection it came on.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        taking: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn(taking)
+    }
 }
 
 /// The whole HTTP surface.

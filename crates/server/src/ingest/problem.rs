@@ -24,6 +24,8 @@ pub(crate) enum Refusal {
     Signature(#[from] SignatureError),
     #[error(transparent)]
     Classify(#[from] ClassifyError),
+    #[error("the header {0:?} has a name or a value that HTTP cannot carry")]
+    NoHeader(String),
     #[error("the body is larger than {limit} bytes; the server's limit is set with --body-limit")]
     TooLarge { limit: u64 },
     #[error("the body did not arrive within {} s", .0.as_secs())]
@@ -69,6 +71,10 @@ impl Problem {
         self.status
     }
 
+    pub(crate) fn into_detail(self) -> String {
+        self.detail
+    }
+
     fn again(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
     }
@@ -83,7 +89,7 @@ impl From<Refusal> for Problem {
             Refusal::Store(error) => return error.into(),
             Refusal::Signature(_) => StatusCode::UNAUTHORIZED,
             Refusal::Classify(ClassifyError::ContentType) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Refusal::Classify(_) | Refusal::Incomplete => StatusCode::BAD_REQUEST,
+            Refusal::Classify(_) | Refusal::NoHeader(_) | Refusal::Incomplete => StatusCode::BAD_REQUEST,
             Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Refusal::NotWatched(_) | Refusal::OfNobody => StatusCode::NOT_ACCEPTABLE,

@@ -1,4 +1,4 @@
-//! One webhook, from its request to the answer.
+//! One webhook, from its request to the answer. What another server hands on is judged by the same steps.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use gitstafette_core::classify::{self, Envelope};
+use gitstafette_core::classify::{self, Envelope, Hearsay};
 use gitstafette_core::event::{Facts, Timestamp, Webhook};
 use gitstafette_core::headers::{Headers, is_hop_by_hop};
 use gitstafette_core::store::Appended;
@@ -27,11 +27,23 @@ use super::{Ingest, jenkins};
 const INLINE_BYTES: usize = 256 << 10;
 
 /// What is known of a webhook while it is being received, for the log.
-#[derive(Debug, Default)]
-struct Seen {
+#[derive(Debug)]
+pub(crate) struct Seen {
+    started: Instant,
     envelope: Option<Envelope>,
     facts: Option<Facts>,
     bytes: usize,
+}
+
+/// How far a webhook is believed, and what is known beside it.
+#[derive(Clone, Debug)]
+pub(crate) enum Trust {
+    /// It comes from where anybody may send: its signature must hold, if the server has secrets, and it must be whole.
+    Sender,
+    /// It comes through another server, which cannot be believed: the same, and what it lacks is taken from there.
+    Signature(Hearsay),
+    /// It comes through another server that has shown who it is, and took it in itself: its signature is not looked at.
+    Caller(Hearsay),
 }
 
 #[derive(Debug, Serialize)]
@@ -54,35 +66,41 @@ pub(super) async fn github(State(ingest): State<Arc<Ingest>>, request: Request<B
 impl Ingest {
     /// Takes one webhook, logs what became of it, and answers.
     async fn take(self: Arc<Self>, request: Request<Body>) -> Response {
-        let started = Instant::now();
         let mut seen = Seen::default();
         let received = AssertUnwindSafe(self.receive(request, &mut seen)).catch_unwind().await;
-        let answer = match received.unwrap_or(Err(Refusal::Internal)) {
+        match self.conclude(received.unwrap_or(Err(Refusal::Internal)), &seen) {
+            Ok(appended) => accepted(appended, &seen),
+            Err(problem) => problem.into_response(),
+        }
+    }
+
+    /// Logs and counts what became of a webhook.
+    pub(crate) fn conclude(
+        &self,
+        received: Result<Appended, Refusal>,
+        seen: &Seen,
+    ) -> Result<Appended, Problem> {
+        let (status, concluded) = match received {
             Ok(appended) => {
-                seen.log_accepted(appended, started);
-                accepted(appended, &seen)
+                seen.log_accepted(appended);
+                (status(appended), Ok(appended))
             }
             Err(refusal) => {
                 let reason = refusal.to_string();
                 let problem = Problem::from(refusal);
-                seen.log_refused(problem.status(), &reason, started);
-                problem.into_response()
+                seen.log_refused(problem.status(), &reason);
+                (problem.status(), Err(problem))
             }
         };
-        self.count(answer.status(), seen.bytes, started);
-        answer
-    }
-
-    fn count(&self, status: StatusCode, bytes: usize, started: Instant) {
         self.metrics.webhooks.with_label_values(&[status.as_str()]).inc();
-        self.metrics.webhook_duration.observe(started.elapsed().as_secs_f64());
+        self.metrics.webhook_duration.observe(seen.started.elapsed().as_secs_f64());
         if status == StatusCode::CREATED {
-            self.metrics.webhook_bytes.inc_by(bytes as u64);
+            self.metrics.webhook_bytes.inc_by(seen.bytes as u64);
         }
+        concluded
     }
 
-    /// Receives one webhook: precheck, body, signature, what it is, watchlist, store. In this order: nothing is read
-    /// from a body before its signature holds, and what is refused leaves no trace in the store.
+    /// Receives one webhook: precheck, body, and what [`judge`](Self::judge) does.
     async fn receive(&self, request: Request<Body>, seen: &mut Seen) -> Result<Appended, Refusal> {
         let (parts, body) = request.into_parts();
         let headers = end_to_end(&parts.headers);
@@ -91,9 +109,35 @@ impl Ingest {
             return Err(refusal);
         }
         let body = self.bodies.read(&parts.headers, body).await?;
-        seen.bytes = body.bytes.len();
-        let unverified = Unverified { headers, body: body.bytes.clone() };
-        let webhook = self.understand(unverified, SystemTime::now().into()).await?;
+        self.judge(Unverified { headers, body: body.bytes.clone() }, Trust::Sender, seen).await
+    }
+
+    /// What can be said before the body has come.
+    fn precheck(&self, headers: &Headers, seen: &mut Seen) -> Result<(), Refusal> {
+        seen.envelope = Some(Envelope::read(headers)?);
+        if let Some(signature) = &self.signature {
+            signature.precheck(headers)?;
+        }
+        Ok(())
+    }
+
+    /// Judges one webhook, whichever way it came, and stores it: signature, what it is, watchlist, store. In this order:
+    /// nothing is read from a body before its signature holds, and what is refused leaves no trace in the store.
+    pub(crate) async fn judge(
+        &self,
+        request: Unverified,
+        trust: Trust,
+        seen: &mut Seen,
+    ) -> Result<Appended, Refusal> {
+        seen.bytes = request.body.len();
+        let limit = self.bodies.limits().body_bytes;
+        if request.body.len() as u64 > limit {
+            return Err(Refusal::TooLarge { limit });
+        }
+        if let Trust::Signature(hearsay) | Trust::Caller(hearsay) = &trust {
+            seen.envelope = Some(Envelope::read_relayed(&request.headers, hearsay)?);
+        }
+        let webhook = self.understand(request, trust, SystemTime::now().into()).await?;
         let facts = &*seen.facts.insert(webhook.facts.clone());
         let watchlist = self.watchlist.current();
         if !watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref()) {
@@ -108,36 +152,37 @@ impl Ingest {
         Ok(self.store.append(webhook).await?)
     }
 
-    /// What can be said before the body has come.
-    fn precheck(&self, headers: &Headers, seen: &mut Seen) -> Result<(), Refusal> {
-        seen.envelope = Some(Envelope::read(headers)?);
-        if let Some(signature) = &self.signature {
-            signature.precheck(headers)?;
-        }
-        Ok(())
-    }
-
-    async fn understand(&self, request: Unverified, received_at: Timestamp) -> Result<Webhook, Refusal> {
+    async fn understand(
+        &self,
+        request: Unverified,
+        trust: Trust,
+        received_at: Timestamp,
+    ) -> Result<Webhook, Refusal> {
         if request.body.len() <= INLINE_BYTES {
-            return verify_and_classify(request, self.signature.as_ref(), received_at);
+            return verify_and_classify(request, self.signature.as_ref(), &trust, received_at);
         }
         let signature = self.signature.clone();
-        tokio::task::spawn_blocking(move || verify_and_classify(request, signature.as_ref(), received_at))
-            .await
-            .map_err(|_| Refusal::Internal)?
+        let reading = move || verify_and_classify(request, signature.as_ref(), &trust, received_at);
+        tokio::task::spawn_blocking(reading).await.map_err(|_| Refusal::Internal)?
     }
 }
 
 fn verify_and_classify(
     request: Unverified,
     signature: Option<&GitHubSignature>,
+    trust: &Trust,
     received_at: Timestamp,
 ) -> Result<Webhook, Refusal> {
-    let verified = match signature {
-        Some(signature) => request.verify(signature)?,
-        None => request.waive(),
+    let verified = match (signature, trust) {
+        (Some(signature), Trust::Sender | Trust::Signature(_)) => request.verify(signature)?,
+        (None, _) | (_, Trust::Caller(_)) => request.waive(),
     };
-    Ok(classify::github(verified, received_at)?)
+    Ok(match trust {
+        Trust::Sender => classify::github(verified, received_at)?,
+        Trust::Signature(hearsay) | Trust::Caller(hearsay) => {
+            classify::relayed(verified, hearsay, received_at)?
+        }
+    })
 }
 
 /// The header fields that are stored: all but those of this connection (RFC 9110 §7.6.1), also the ones that
@@ -159,24 +204,39 @@ fn end_to_end(fields: &HeaderMap) -> Headers {
         .collect()
 }
 
+/// What an accepted webhook is answered.
+pub(crate) fn status(appended: Appended) -> StatusCode {
+    match appended {
+        Appended::Stored { .. } => StatusCode::CREATED,
+        Appended::Repeat { .. } => StatusCode::NO_CONTENT,
+    }
+}
+
 fn accepted(appended: Appended, seen: &Seen) -> Response {
     match appended {
         Appended::Stored { sequence, .. } => {
             let delivery_id = seen.facts.as_ref().map_or("", |facts| facts.delivery_id.as_str());
-            (StatusCode::CREATED, Json(Stored { sequence: sequence.get(), delivery_id })).into_response()
+            (status(appended), Json(Stored { sequence: sequence.get(), delivery_id })).into_response()
         }
-        Appended::Repeat { .. } => StatusCode::NO_CONTENT.into_response(),
+        Appended::Repeat { .. } => status(appended).into_response(),
+    }
+}
+
+impl Default for Seen {
+    /// Of a webhook that begins to come now.
+    fn default() -> Self {
+        Self { started: Instant::now(), envelope: None, facts: None, bytes: 0 }
     }
 }
 
 impl Seen {
     /// The one line of an accepted webhook.
-    fn log_accepted(&self, appended: Appended, started: Instant) {
+    fn log_accepted(&self, appended: Appended) {
         let Some(facts) = &self.facts else { return };
-        let (status, what) = match appended {
-            Appended::Stored { redelivery: false, .. } => (201, "webhook stored"),
-            Appended::Stored { redelivery: true, .. } => (201, "webhook stored: a redelivery"),
-            Appended::Repeat { .. } => (204, "webhook is a repeat"),
+        let what = match appended {
+            Appended::Stored { redelivery: false, .. } => "webhook stored",
+            Appended::Stored { redelivery: true, .. } => "webhook stored: a redelivery",
+            Appended::Repeat { .. } => "webhook is a repeat",
         };
         info!(
             event.sequence = appended.sequence().get(),
@@ -184,14 +244,14 @@ impl Seen {
             event.type = %facts.event_type,
             repository.name = %facts.repository_label(),
             body.bytes = self.bytes,
-            status,
-            duration_ms = millis(started),
+            status = status(appended).as_u16(),
+            duration_ms = millis(self.started),
             "{what}"
         );
     }
 
     /// The one line of a refused webhook. What came from outside is quoted: it may hold anything.
-    fn log_refused(&self, status: StatusCode, reason: &str, started: Instant) {
+    fn log_refused(&self, status: StatusCode, reason: &str) {
         macro_rules! line {
             ($level:ident) => {
                 $level!(
@@ -200,7 +260,7 @@ impl Seen {
                     repository.name = self.facts.as_ref().map(|facts| facts.repository_label().into_owned()),
                     body.bytes = self.bytes,
                     status = status.as_u16(),
-                    duration_ms = millis(started),
+                    duration_ms = millis(self.started),
                     reason,
                     "webhook refused"
                 )

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use gitstafette_core::subscription::Window;
 
-pub(crate) use outbox::Traffic;
+pub(crate) use outbox::{Share, Traffic};
 pub(crate) use registry::Registry;
+pub(crate) use sending::patience;
 pub(crate) use service::{Subscriber, Subscriptions, malformed, status};
 
 /// How streams behave.

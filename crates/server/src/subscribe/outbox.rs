@@ -28,7 +28,7 @@ pub(crate) struct Traffic {
 }
 
 /// A large event's share of the traffic.
-pub(super) type Share = OwnedSemaphorePermit;
+pub(crate) type Share = OwnedSemaphorePermit;
 
 impl Traffic {
     /// So many bytes; one event may exceed them alone.
@@ -39,7 +39,7 @@ impl Traffic {
     }
 
     /// Room for an event of this size, if there is some now.
-    pub(super) fn try_share(&self, size: u64) -> Option<Share> {
+    pub(crate) fn try_share(&self, size: u64) -> Option<Share> {
         Arc::clone(&self.room).try_acquire_many_owned(self.share_of(size)).ok()
     }
 

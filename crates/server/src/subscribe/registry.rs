@@ -130,6 +130,11 @@ impl Registry {
         live.map(|entry| (entry.key().clone(), entry.standing.attached())).collect()
     }
 
+    /// Whether a stream of this client is attached.
+    pub(crate) fn is_attached(&self, client: &ClientId) -> bool {
+        self.attached.get(client).is_some_and(|entry| !entry.ended.is_cancelled())
+    }
+
     /// How many streams are attached.
     pub(crate) fn len(&self) -> usize {
         self.attached.len()

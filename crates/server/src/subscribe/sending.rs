@@ -70,8 +70,7 @@ impl Session {
         if large == 0 {
             return Ok(self.outbox.turn().await?);
         }
-        let patience = self.options.heartbeat * 2 + Duration::from_secs(large / SLOWEST);
-        self.outbox.turn_within(patience).await.map_err(|error| match error {
+        self.outbox.turn_within(patience(self.options.heartbeat, large)).await.map_err(|error| match error {
             NoTurn::Gone => End::Client,
             NoTurn::Stalled => End::Stalled,
         })
@@ -243,6 +242,11 @@ impl Session {
         self.metrics.events_sent.inc();
         Ok(())
     }
+}
+
+/// How long a client may take for a message of so many bytes that holds a share of the traffic.
+pub(crate) fn patience(heartbeat: Duration, bytes: u64) -> Duration {
+    heartbeat * 2 + Duration::from_secs(bytes / SLOWEST)
 }
 
 /// The bytes of a page that holds a share of the traffic.

@@ -48,9 +48,9 @@ pub(crate) struct Subscriptions {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     /// Where it is, for operators.
-    from: String,
+    pub(crate) from: String,
     /// Cuts its connection, whatever is on it.
-    cut: CancellationToken,
+    pub(crate) cut: CancellationToken,
     /// Whether it is one of this server's relays, which have client ids of their own.
     is_relay: bool,
 }

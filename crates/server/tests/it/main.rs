@@ -4,6 +4,7 @@
 
 mod admin;
 mod commands;
+mod compat;
 mod crash;
 mod deferral;
 mod delivery;

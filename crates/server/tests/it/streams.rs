@@ -31,7 +31,7 @@ pub async fn channel(server: &TestServer) -> Channel {
     Channel::from_shared(format!("http://{}", server.addresses.grpc)).unwrap().connect().await.unwrap()
 }
 
-fn with_token<T>(message: T, token: Option<&str>) -> Request<T> {
+pub fn with_token<T>(message: T, token: Option<&str>) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(token) = token {
         let value = MetadataValue::try_from(format!("Bearer {token}")).unwrap();

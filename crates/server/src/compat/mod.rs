@@ -1,0 +1,49 @@
+//! The wire of the Go implementation (joostvdg/gitstafette 0.3) over the same store and cursors: what its clients fetch,
+//! what its servers push, and both statuses. Its names and its ways stop here.
+
+mod courier;
+mod event;
+mod fetch;
+mod push;
+mod status;
+
+use std::sync::Arc;
+
+use gitstafette_core::event::ClientId;
+use gitstafette_core::repository::{RepositoryId, RepositoryPattern};
+use tonic::Status;
+
+use crate::metrics::Metrics;
+use crate::subscribe::Subscriptions;
+
+pub(crate) use push::router as push_router;
+
+/// Serves old clients, through subscriptions as new clients have them.
+#[derive(Debug)]
+pub(crate) struct Compat {
+    pub(crate) subscriptions: Arc<Subscriptions>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Under which id the cursor of an old client is kept: all old clients of one house share the default client id, and run
+/// one process per repository.
+fn cursor_id(client_id: &str, repository: &RepositoryPattern) -> Result<ClientId, Status> {
+    let refused = || {
+        Status::invalid_argument(format!(
+            "client_id: with a slash and the repository ({repository}) after it, it must be 1 to 128 visible ASCII \
+             characters, and not empty before it; choose a shorter or plainer one (-clientId), or name the repository by its number"
+        ))
+    };
+    if client_id.is_empty() {
+        return Err(refused());
+    }
+    // Two spellings of one name are one repository.
+    let repository_name = repository.to_string().to_ascii_lowercase();
+    format!("{client_id}/{repository_name}").parse().map_err(|_| refused())
+}
+
+/// The repository's number, as the statuses have it.
+fn number(repository_id: &str) -> Result<RepositoryId, Status> {
+    let number = repository_id.trim().parse().map(RepositoryId);
+    number.map_err(|_| Status::invalid_argument("repository_id: it is the repository's number"))
+}
