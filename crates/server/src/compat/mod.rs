@@ -1,5 +1,7 @@
 //! The wire of the Go implementation (joostvdg/gitstafette 0.3) over the same store and cursors: what its clients fetch,
 //! what its servers push, and both statuses. Its names and its ways stop here.
+//!
+//! Read on in `fetch`, which opens a stream, and `courier`, which brings its events; then `push`.
 
 mod courier;
 mod event;
@@ -30,8 +32,8 @@ pub(crate) struct Compat {
 fn cursor_id(client_id: &str, repository: &RepositoryPattern) -> Result<ClientId, Status> {
     let refused = || {
         Status::invalid_argument(format!(
-            "client_id: with a slash and the repository ({repository}) after it, it must be 1 to 128 visible ASCII \
-             characters, and not empty before it; choose a shorter or plainer one (-clientId), or name the repository by its number"
+            "client_id: it must not be empty, and with /{repository} after it be at most 128 visible ASCII characters; \
+             choose a shorter or plainer one (-clientId), or name the repository by its number (-repo)"
         ))
     };
     if client_id.is_empty() {

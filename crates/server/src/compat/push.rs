@@ -1,4 +1,4 @@
-//! `WebhookEventPush`: a webhook that an old server relays. It is judged as one that comes by HTTP, by the same code.
+//! `WebhookEventPush`: a webhook that an old server relays. It is judged as one that came by HTTP, by the same code.
 //!
 //! The Go implementation's servers show no token when they push. So this method stands beside the authenticated service,
 //! and believes a caller without a token if the webhook's own signature holds.

@@ -56,8 +56,11 @@ impl Compat {
             .map_err(|error: IdentifierError| Status::invalid_argument(format!("client_id: {error}")))?;
         let standing = if self.subscriptions.watchlist.current().may_admit(&pattern) {
             // Where an old client would stand, else a new one of this id.
-            let old = cursor_id(client_id, &pattern)?;
-            match self.standing(&old).await? {
+            let old = match cursor_id(client_id, &pattern) {
+                Ok(old) => self.standing(&old).await?,
+                Err(_) => None, // too long to fetch with
+            };
+            match old {
                 Some(standing) => standing,
                 None => self.standing(&plain).await?.unwrap_or("unknown"),
             }
