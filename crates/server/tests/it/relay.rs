@@ -277,7 +277,7 @@ fn published(number: u64) -> v1::Event {
         repository_name: Some("octo-harbor/lighthouse".into()),
         owner: Some("octo-harbor".into()),
         headers: headers.collect(),
-        body: request.body.clone().into(),
+        body: request.body.clone(),
         hops: vec![hop(1, number)],
         ..v1::Event::default()
     }
