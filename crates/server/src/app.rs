@@ -12,7 +12,7 @@ use gitstafette_core::verify::GitHubSignature;
 use gitstafette_proto::info::ServerInfo;
 use gitstafette_proto::info::info_server::InfoServer;
 use gitstafette_proto::v1::gitstafette_server::GitstafetteServer;
-use gitstafette_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
+use gitstafette_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ use crate::info::InfoService;
 use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
 use crate::listen::{Address, BindError, Ending, Listener, Security, Timeouts};
 use crate::metrics::Metrics;
-use crate::publish::Publications;
+use crate::publish::{self, Publications};
 use crate::relay::{Intake, RelayOptions, Relaying, Relays};
 use crate::service::Service;
 use crate::subscribe::{Registry, StreamOptions, Subscriptions, Traffic};
@@ -409,7 +409,7 @@ impl Shared {
         H::Future: Send + 'static,
     {
         let auth = &options.clients;
-        let service = Service {
+        let service = Arc::new(Service {
             subscriptions: Arc::clone(&self.subscriptions),
             publications: self.publications(options),
             compat: Compat {
@@ -418,9 +418,10 @@ impl Shared {
             },
             admin: Arc::clone(&self.admin),
             auth: auth.clone(),
-        };
-        let service = GitstafetteServer::new(service)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        });
+        let publish = publish::router(Arc::clone(&service), Arc::clone(&ingest), auth.clone());
+        let service = GitstafetteServer::from_arc(service)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let info = InfoServer::new(self.info(options, at));
         let reflection = tonic_reflection::server::Builder::configure()
@@ -433,6 +434,7 @@ impl Shared {
             .add_service(InterceptedService::new(info, auth.clone()))
             .add_service(InterceptedService::new(reflection, auth.clone()))
             .into_axum_router()
+            .merge(publish)
             .merge(compat::push_router(ingest))
     }
 

@@ -2,18 +2,50 @@
 
 use std::sync::Arc;
 
+use axum::Router;
+use axum::routing::post;
 use futures_util::{Stream, StreamExt};
 use gitstafette_core::classify;
 use gitstafette_core::event::Event;
 use gitstafette_core::verify::{GitHubSignature, Unverified};
+use gitstafette_proto::v1::gitstafette_server::GitstafetteServer;
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
+use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
+use tonic::body::Body;
 use tonic::codegen::BoxStream;
+use tonic::service::interceptor::InterceptedService;
+use tower::ServiceExt;
 
+use crate::auth::ClientAuth;
+use crate::ingest::{Account, Counted, Ingest};
 use crate::relay::{Intake, Taken};
+use crate::service::Service;
 use crate::subscribe::{malformed, status};
+
+/// Where tonic puts the method.
+const PATH: &str = "/gitstafette.v1.Gitstafette/Publish";
+
+/// The one method, at its path, on `service`, which knows all: its messages are larger than any client's, and count as in
+/// flight like the bodies of webhooks.
+pub(crate) fn router(service: Arc<Service>, ingest: Arc<Ingest>, auth: ClientAuth) -> Router {
+    let limit = ingest.limits().message_bytes();
+    let service = GitstafetteServer::from_arc(service)
+        .max_decoding_message_size(usize::try_from(limit).unwrap_or(usize::MAX));
+    let service = InterceptedService::new(service, auth);
+    let counted = move |request: http::Request<axum::body::Body>| {
+        let (service, account) = (service.clone(), ingest.account(limit));
+        async move {
+            let mut request = request.map(|body| Body::new(Counted::new(body, account.clone())));
+            request.extensions_mut().insert(account);
+            let Ok(response) = service.oneshot(request).await;
+            response
+        }
+    };
+    Router::new().route(PATH, post(counted))
+}
 
 /// Serves publishers.
 #[derive(Clone, Debug)]
@@ -29,15 +61,23 @@ pub(crate) struct Publications {
 impl Publications {
     /// Answers each request in its turn. The stream ends with the first that cannot be answered, and when the server goes
     /// down.
+    /// What the requests take in memory stands on the account until they are answered.
     pub(crate) fn publish(
         &self,
         requests: impl Stream<Item = Result<PublishRequest, Status>> + Send + 'static,
+        account: Account,
     ) -> BoxStream<PublishResponse> {
         let this = self.clone();
         let draining = self.draining.clone().cancelled_owned();
         let answers = requests.take_until(draining).then(move |request| {
-            let this = this.clone();
-            async move { this.answer(request?).await }
+            let (this, account) = (this.clone(), account.clone());
+            async move {
+                let request = request?;
+                let bytes = request.encoded_len();
+                let answered = this.answer(request).await;
+                account.release(bytes);
+                answered
+            }
         });
         Box::pin(answers)
     }

@@ -14,6 +14,7 @@ use tracing::warn;
 use crate::admin::Admin;
 use crate::auth::{AuthError, ClientAuth, Peer};
 use crate::compat::Compat;
+use crate::ingest::Account;
 use crate::publish::Publications;
 use crate::subscribe::{Subscriber, Subscriptions};
 
@@ -90,8 +91,10 @@ impl Gitstafette for Service {
         &self,
         request: Request<Streaming<v1::PublishRequest>>,
     ) -> Result<Response<BoxStream<v1::PublishResponse>>, Status> {
+        let account = request.extensions().get::<Account>().cloned();
+        let account = account.ok_or_else(|| Status::internal("the request is not counted"))?;
         let requests = self.allow(request, ClientAuth::check_publisher)?;
-        Ok(Response::new(self.publications.publish(requests)))
+        Ok(Response::new(self.publications.publish(requests, account)))
     }
 
     async fn list_events(

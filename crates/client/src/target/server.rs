@@ -195,7 +195,9 @@ fn refused(reason: &str) -> Attempt {
 /// wrong token is no such thing: it is set right, and nothing may be lost until then.
 fn verdict(status: &Status) -> Verdict {
     match status.code() {
-        Code::InvalidArgument | Code::OutOfRange => Verdict::Final,
+        // Too large, as our servers and grpc-go say it.
+        Code::OutOfRange | Code::ResourceExhausted => Verdict::Final,
+        Code::InvalidArgument => Verdict::Final,
         _ => Verdict::Retry(None),
     }
 }

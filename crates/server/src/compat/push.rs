@@ -32,9 +32,6 @@ use crate::ingest::{Account, Counted, Ingest, Problem, Refusal, Seen, Trust, sta
 
 /// Where tonic puts the method.
 const PATH: &str = "/gitstafette.v1.Gitstafette/WebhookEventPush";
-/// What a message may have beside the body, in bytes: as much as the wire between our own ends has room for
-/// (`MAX_MESSAGE_BYTES`).
-const ENVELOPE_BYTES: u64 = 1 << 20;
 /// How many header fields a message may have. On the wire an empty one takes 2 bytes, in memory 48: a message of 26 MiB
 /// could become one of 600 MiB. hyper takes 100 with a request; the Go implementation sends three empty ones with each.
 const MAX_HEADERS: usize = 1000;
@@ -72,7 +69,7 @@ async fn push(
     };
     let span = tracing::info_span!("push", client.address = address);
     let limits = ingest.limits();
-    let limit = limits.body_bytes.saturating_add(ENVELOPE_BYTES);
+    let limit = limits.message_bytes();
     let account = ingest.account(limit);
     let request = request.map(|body| Counted::new(body, account.clone()).within(limits.request_timeout));
     let method = tower::service_fn(move |request: Request<v1::WebhookEventPushRequest>| {

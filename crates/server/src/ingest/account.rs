@@ -51,10 +51,6 @@ impl Account {
     }
 
     /// Gives bytes back that were dealt with; a stream of messages does it message by message.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "one message has one account: only streams give back in parts")
-    )]
     pub(crate) fn release(&self, bytes: usize) {
         let mut held = self.held();
         if let Some(all) = &mut *held {

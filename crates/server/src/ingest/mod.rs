@@ -44,6 +44,17 @@ pub struct IngestLimits {
     pub request_timeout: Duration,
 }
 
+/// What a message that carries a webhook may have beside the body, in bytes: as much as the wire between our own ends has
+/// room for (`MAX_MESSAGE_BYTES`).
+const ENVELOPE_BYTES: u64 = 1 << 20;
+
+impl IngestLimits {
+    /// The largest message that carries a webhook, in bytes.
+    pub(crate) fn message_bytes(&self) -> u64 {
+        self.body_bytes.saturating_add(ENVELOPE_BYTES)
+    }
+}
+
 /// What handlers need.
 #[derive(Debug)]
 pub(crate) struct Ingest {
