@@ -8,6 +8,7 @@ mod crash;
 mod deferral;
 mod delivery;
 mod fake_server;
+mod go_wire;
 mod ingest;
 mod listening;
 mod memory;
