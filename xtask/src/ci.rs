@@ -18,11 +18,18 @@ struct Step {
 }
 
 /// The tests come last: whoever reads only the end of the output reads their result.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step {
         name: "format",
         component: Some("rustfmt"),
         arguments: &["fmt", "--all", "--", "--check"],
+        environment: None,
+    },
+    Step {
+        name: "contract",
+        component: None,
+        // Where buf is not to be had it says so and goes on.
+        arguments: &["--locked", "xtask", "contract"],
         environment: None,
     },
     Step {

@@ -9,13 +9,16 @@ use anyhow::bail;
 
 mod cargo;
 mod ci;
+mod contract;
 mod launch;
 
 const USAGE: &str = "\
 usage: cargo xtask <task>
 
 tasks:
-  ci                   all that a change must pass: format, lints, documentation, a short chaos, tests
+  ci                   all that a change must pass: format, contract, lints, documentation, a short chaos, tests
+  contract             whether proto/ keeps to its rules, to the Go implementation and to the main line, by
+                       buf; says so where there is none
   demo                 a webhook's whole way, on this machine; stays up for webhooks of your own
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
   chaos [--rounds N]   kill -9 of server and client under load, N times (100); fails if a webhook was
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
         ["ci"] => ci::run(),
+        ["contract"] => contract::run(),
         ["demo"] => launch::demo(&[]),
         ["demo", "--once"] => launch::demo(&["--once"]),
         ["chaos"] => launch::chaos(launch::ROUNDS),

@@ -6,7 +6,6 @@ pub mod convert;
 
 /// `gitstafette.v1`: subscriptions. Documented in `proto/gitstafette/v1/gitstafette.proto`.
 #[expect(
-    missing_docs,
     unused_qualifications,
     clippy::allow_attributes_without_reason,
     clippy::large_enum_variant,

@@ -10,6 +10,7 @@ mod deferral;
 mod delivery;
 mod fake_server;
 mod go_flags;
+mod go_wire;
 mod ingest;
 mod listening;
 mod memory;

@@ -31,8 +31,13 @@ async fn output(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, Strin
 impl Program {
     /// Starts a server on ports that the system chooses and waits until it listens.
     pub async fn start(folder: &std::path::Path, more: &[&str]) -> Self {
+        Self::watching("octo-harbor/*", folder, more).await
+    }
+
+    /// Likewise, with another watchlist.
+    pub async fn watching(repositories: &str, folder: &std::path::Path, more: &[&str]) -> Self {
         let store = folder.to_str().unwrap();
-        let mut arguments = vec!["--store", store, "--repositories", "octo-harbor/*", "--bind", "127.0.0.1"];
+        let mut arguments = vec!["--store", store, "--repositories", repositories, "--bind", "127.0.0.1"];
         arguments.extend([
             "--port",
             "0",
@@ -69,6 +74,11 @@ impl Program {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id().unwrap()
+    }
+
+    /// The URL of its admin listener, which it was started with. It logs the address after those of the others.
+    pub async fn admin_url(&mut self) -> String {
+        format!("http://{}", field(self.log.as_mut().unwrap(), "admin.address").await)
     }
 
     /// Closes the log: a pipe that nobody reads would fill.
