@@ -43,9 +43,10 @@ impl Hop {
 /// it comes; a redelivery has an origin of its own.
 pub type Origin = (StoreId, Sequence);
 
-/// The servers that an event came through before this one, in order. None: the forge itself sent it here.
+/// The servers that an event came through before this one, in order. None: the forge itself sent it here. That is so for
+/// most, and takes no memory beside the event's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Hops(Vec<Hop>);
+pub struct Hops(Box<[Hop]>);
 
 /// Why an event is not taken from another server. Nobody's fault: servers may be connected in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +72,7 @@ impl HopsError {
 impl Hops {
     /// These servers, in order. More than [`MAX_HOPS`] can be carried, to be refused with a reason.
     pub fn new(hops: Vec<Hop>) -> Self {
-        Self(hops)
+        Self(hops.into_boxed_slice())
     }
 
     /// The servers, in order.
@@ -87,6 +88,11 @@ impl Hops {
     /// The server that handed the event on to this one.
     pub fn last(&self) -> Option<&Hop> {
         self.0.last()
+    }
+
+    /// Whether the server that handed the event on had it as a redelivery.
+    pub fn handed_on_as_redelivery(&self) -> bool {
+        self.last().is_some_and(|hop| hop.redelivery)
     }
 
     /// The way on from here: with the server itself as the last.

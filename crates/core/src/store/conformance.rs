@@ -17,6 +17,7 @@ mod operating;
 mod progressing;
 mod reading;
 mod redelivering;
+mod relaying;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,15 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     redelivering::marks_the_dead_letters_of_the_address(&open(options).await).await;
     redelivering::leaves_the_sender_s_next_alone(&open(options).await).await;
 
+    relaying::stores_an_origin_once(&open(options).await).await;
+    relaying::stores_an_origin_once(&open(drop_redeliveries).await).await;
+    relaying::answers_concurrent_origins_alike(&open(options).await).await;
+    relaying::carries_a_redelivery_over(&open(options).await).await;
+    relaying::judges_other_origins_by_identity(&open(options).await).await;
+    relaying::drops_other_origins_if_told(&open(drop_redeliveries).await).await;
+    relaying::a_copy_begins_here(&open(options).await).await;
+    relaying::keeps_every_hop(&open(options).await).await;
+
     operating::lists_what_is_there(&open(options).await).await;
     operating::lists_what_is_selected(&open(options).await).await;
     operating::lists_by_fate(&open(options).await).await;
@@ -85,6 +95,8 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     keeping::forgets_what_is_ahead_and_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::says_what_was_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     redelivering::outlives_what_it_copies(&open(keep(Retention { count: 1, ..retention })).await).await;
+    relaying::forgets_a_removed_origin(&open(keep(Retention { count: 1, ..retention })).await).await;
+    relaying::counts_by_repository(&open(keep(Retention { count: 4, ..retention })).await).await;
     keeping::counts_what_it_holds(&open(options).await).await;
     keeping::closes(&open(options).await).await;
 }

@@ -22,6 +22,7 @@ use crate::event::{
     Address, ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook,
 };
 use crate::filter::Filter;
+use crate::hop::{Hops, Origin};
 use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::subscription::Progress;
 
@@ -41,6 +42,8 @@ struct State {
     accepted: VecDeque<Instant>,
     /// The newest event of each identity.
     newest: HashMap<Identity, Sequence>,
+    /// The event of each origin.
+    origins: HashMap<Origin, Sequence>,
     reports: BTreeMap<Sequence, BTreeMap<(ClientId, String), Report>>,
     clients: BTreeMap<ClientId, Progress>,
     watchlist: HashMap<RepositoryPattern, WatchlistChange>,
@@ -65,6 +68,7 @@ impl MemoryStore {
             log: Tail::new(Sequence::ZERO, Sequence::ZERO, Bounds::NONE),
             accepted: VecDeque::new(),
             newest: HashMap::new(),
+            origins: HashMap::new(),
             reports: BTreeMap::new(),
             clients: BTreeMap::new(),
             watchlist: HashMap::new(),
@@ -110,6 +114,9 @@ impl State {
         if self.newest.get(&identity) == Some(&event.sequence) {
             self.newest.remove(&identity);
         }
+        if let Some(origin) = event.webhook.facts.hops.origin() {
+            self.origins.remove(&origin);
+        }
         self.reports.remove(&event.sequence);
         for progress in self.clients.values_mut() {
             // The oldest goes first: all before it is gone already.
@@ -118,6 +125,11 @@ impl State {
     }
 
     fn append(&mut self, webhook: Webhook, options: &Options) -> Appended {
+        let hops = &webhook.facts.hops;
+        let (origin, was_redelivery) = (hops.origin(), hops.handed_on_as_redelivery());
+        if let Some(sequence) = origin.and_then(|origin| self.origins.get(&origin)) {
+            return Appended::Repeat { sequence: *sequence };
+        }
         let identity = identity(&webhook.facts);
         let known = self.newest.get(&identity).copied();
         if let Some(sequence) = known {
@@ -126,9 +138,12 @@ impl State {
                 return Appended::Repeat { sequence };
             }
         }
-        let redelivery = known.is_some();
+        let redelivery = known.is_some() || was_redelivery;
         let sequence = self.push(webhook, redelivery, Address::default());
         self.newest.insert(identity, sequence);
+        if let Some(origin) = origin {
+            self.origins.insert(origin, sequence);
+        }
         Appended::Stored { sequence, redelivery }
     }
 
@@ -140,7 +155,8 @@ impl State {
     }
 
     fn redeliver(&mut self, sequence: Sequence, address: &Address) -> Option<Sequence> {
-        let webhook = self.log.find(sequence)?.webhook.clone();
+        let mut webhook = self.log.find(sequence)?.webhook.clone();
+        webhook.facts.hops = Hops::default();
         let new = self.push(webhook, true, address.clone());
         for report in self.reports.get_mut(&sequence).into_iter().flat_map(BTreeMap::values_mut) {
             let included =

@@ -54,11 +54,13 @@ pub use sqlite::SqliteStore;
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
 /// - **One origin, one event.** An append that came through other servers and whose [origin](crate::hop::Hops::origin) is
 ///   in the store is a repeat, whatever was reported of it. One with an origin that is not there is judged by its identity
-///   as above, and is marked as a redelivery also if the server that handed it on had it as one.
+///   as above, and is marked as a redelivery also if the server that handed it on had it as one. Origins that retention
+///   removed are forgotten.
 /// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended, to whomever it is addressed, takes no part in
 ///   that: it stands beside what the sender sent. Only the outcomes of what the sender sent decide about the sender's
 ///   next; the copy's neither make a repeat of it nor let it pass as a redelivery. When retention has removed what the
-///   sender sent, its identity is forgotten, though a copy be there.
+///   sender sent, its identity is forgotten, though a copy be there. A copy carries no hops: it begins here, so for the
+///   next server its origin is this one.
 /// - **Progress.** A client's cursor moves only by `acknowledge` and `seek`. Acknowledgements beyond the cursor are
 ///   kept until it has passed them or retention removes their event.
 /// - **Retention** removes the oldest events first, by age, count or bytes, whichever strikes first, and their
@@ -201,6 +203,11 @@ impl StoreId {
         Self(number)
     }
 
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
     /// A random id. The standard library seeds its hashers from the system's randomness, which is all that is needed
     /// here: nobody must be unable to guess it.
     pub fn random() -> Self {
@@ -242,10 +249,10 @@ pub enum Appended {
     Stored {
         /// Its sequence.
         sequence: Sequence,
-        /// Whether it is one seen before whose outcome is known.
+        /// Whether it is one seen before whose outcome is known, here or at the server that handed it on.
         redelivery: bool,
     },
-    /// The event is there already, not yet delivered, or redeliveries are dropped.
+    /// The event is there already: not yet delivered, or from the same origin, or redeliveries are dropped.
     Repeat {
         /// The sequence of the event that is there.
         sequence: Sequence,

@@ -9,10 +9,11 @@ use proptest::test_runner::TestCaseError;
 
 use super::{
     Acknowledgement, Appended, Entry, EventStore, Fate, FateFilter, Listing, MemoryStore, Options, Order,
-    ReadLimit, Redelivery, Report,
+    ReadLimit, Redelivery, Report, StoreId,
 };
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
+use crate::hop::{Hop, Hops};
 use crate::subscription::Progress;
 use crate::target::{Outcome, OutcomeResult};
 use crate::testing;
@@ -20,7 +21,7 @@ use crate::testing;
 /// Sequences are given as places in the log, so that they hit; one beyond the end is an event that is not there.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { number: u64, size: usize },
+    Append { number: u64, size: usize, way: Vec<Hop> },
     Acknowledge { client: u8, events: Vec<(usize, bool)>, cursor: usize },
     Seek { client: u8, cursor: usize },
     Read { after: usize, repository: Option<bool>, events: usize, bytes: u64 },
@@ -33,7 +34,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let (place, client) = (0..15usize, 0..2u8);
     prop_oneof![
-        6 => (0..8u64, 0..3000usize).prop_map(|(number, size)| Step::Append { number, size }),
+        6 => (0..8u64, 0..3000usize, way())
+            .prop_map(|(number, size, way)| Step::Append { number, size, way }),
         4 => (client.clone(), proptest::collection::vec((place.clone(), any::<bool>()), 0..3), place.clone())
             .prop_map(|(client, events, cursor)| Step::Acknowledge { client, events, cursor }),
         1 => (client, place.clone()).prop_map(|(client, cursor)| Step::Seek { client, cursor }),
@@ -45,6 +47,18 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(first, last, listing)| Step::List { first, last, listing }),
         1 => Just(Step::Reopen),
     ]
+}
+
+/// Few servers and sequences, so that origins meet.
+fn way() -> impl Strategy<Value = Vec<Hop>> {
+    let hop = (0..2u64, 1..5u64, any::<bool>()).prop_map(|(store, sequence, redelivery)| Hop {
+        store: StoreId::new(store.wrapping_sub(1)),
+        server: format!("server-{store}").into(),
+        sequence: Sequence::new(sequence),
+        received_at: Timestamp::from_millis(sequence),
+        redelivery,
+    });
+    prop_oneof![Just(Vec::new()), proptest::collection::vec(hop, 1..4)]
 }
 
 fn address() -> impl Strategy<Value = Address> {
@@ -132,11 +146,18 @@ impl Model {
 
     /// The repeated event, or whether it is a redelivery.
     fn known(&self, webhook: &Webhook, redelivery: Redelivery) -> Result<bool, Sequence> {
+        let hops = &webhook.facts.hops;
+        let mut events = self.events.iter();
+        let has_origin = |event: &&Arc<Event>| event.webhook.facts.hops.origin() == hops.origin();
+        if let Some(event) = hops.origin().and_then(|_| events.find(has_origin)) {
+            return Err(event.sequence);
+        }
+        let redelivered_elsewhere = hops.last().is_some_and(|hop| hop.redelivery);
         let same = |event: &&Arc<Event>| {
             event.webhook.facts.identity() == webhook.facts.identity()
                 && !self.copies.contains(&event.sequence)
         };
-        let Some(newest) = self.events.iter().rev().find(same) else { return Ok(false) };
+        let Some(newest) = self.events.iter().rev().find(same) else { return Ok(redelivered_elsewhere) };
         let delivered = !self.reports(newest.sequence).is_empty();
         if delivered && redelivery == Redelivery::Deliver { Ok(true) } else { Err(newest.sequence) }
     }
@@ -190,8 +211,9 @@ impl Model {
         options: Options,
     ) -> Result<(), TestCaseError> {
         match step {
-            Step::Append { number, size } => {
-                let webhook = webhook(number, size);
+            Step::Append { number, size, way } => {
+                let mut webhook = webhook(number, size);
+                webhook.facts.hops = Hops::new(way);
                 let known = self.known(&webhook, options.redelivery);
                 match store.append(webhook.clone()).await.unwrap() {
                     Appended::Repeat { sequence } => prop_assert_eq!(known, Err(sequence)),
@@ -265,7 +287,8 @@ impl Model {
             }
         }
         self.copies.insert(copy);
-        let webhook = event.webhook.clone();
+        let mut webhook = event.webhook.clone();
+        webhook.facts.hops = Hops::default();
         self.events.push(Arc::new(Event { sequence: copy, redelivery: true, address, webhook }));
         true
     }
@@ -319,6 +342,11 @@ impl Model {
         }
         let cursors = self.progress.iter().map(|(number, progress)| (client(*number), progress.cursor));
         prop_assert_eq!(store.cursors().await.unwrap(), cursors.collect::<Vec<_>>());
+        let mut counts = BTreeMap::new();
+        for id in self.events.iter().filter_map(|event| event.webhook.facts.repository_id) {
+            *counts.entry(id).or_insert(0) += 1;
+        }
+        prop_assert_eq!(store.counts().await.unwrap(), Vec::from_iter(counts));
         let statistics = store.statistics().await.unwrap();
         prop_assert_eq!(statistics.events, self.events.len() as u64);
         prop_assert_eq!(statistics.bytes, self.events.iter().map(|event| event.webhook.size()).sum::<u64>());

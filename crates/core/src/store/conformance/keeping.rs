@@ -141,6 +141,7 @@ pub(super) async fn closes(store: &impl EventStore) {
     closed(store.reports(sequence).await.map(drop));
     closed(store.list(&Listing::default()).await.map(drop));
     closed(store.redeliver(sequence, Address::default()).await.map(drop));
+    closed(store.counts().await.map(drop));
     closed(store.cursors().await.map(drop));
     closed(store.watchlist_changes().await.map(drop));
     closed(store.change_watchlist(&RepositoryPattern::All, None).await);

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::{Shared, ahead, codec, schema};
 use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
-use crate::repository::{RepositoryId, RepositoryPattern};
+use crate::repository::RepositoryPattern;
 use crate::store::tail::{Gather, Look};
 use crate::store::{Page, ReadLimit, Report, StoreError, WatchlistChange};
 use crate::subscription::Progress;
@@ -215,19 +215,6 @@ pub(super) fn cursors(connection: &Connection) -> rusqlite::Result<Vec<(ClientId
     let mut select = connection.prepare_cached("SELECT client, cursor FROM cursors ORDER BY client")?;
     let cursors = select.query_map((), |row| Ok((codec::text(row, 0)?, codec::sequence(row, 1)?)))?;
     cursors.collect()
-}
-
-/// How many events of each repository there are.
-pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<(RepositoryId, u64)>> {
-    let mut select = connection.prepare_cached(
-        "SELECT repository_id, count(*) FROM events WHERE repository_id IS NOT NULL \
-         GROUP BY repository_id ORDER BY repository_id",
-    )?;
-    let counts = select.query_map((), |row| {
-        let id: i64 = row.get(0)?;
-        Ok((RepositoryId(id.cast_unsigned()), codec::number(row, 1)?))
-    })?;
-    counts.collect()
 }
 
 /// What was changed about the watchlist.

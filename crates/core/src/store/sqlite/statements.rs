@@ -2,14 +2,19 @@
 
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
-use super::{ahead, codec, reader};
+use super::{ahead, codec, counts, reader};
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::hop::{Hops, Origin};
 use crate::repository::RepositoryPattern;
 use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistChange, beyond};
 
 /// From this size on a body is written part by part, in bytes. Bound as a parameter, SQLite would hold it twice more: that
 /// is nothing for the usual webhook, and 50 MB for the largest. The parts cost a second write of the same pages.
 const LARGE_BODY: usize = 1 << 20;
+
+/// The event that came from an origin.
+pub(super) const OF_ORIGIN: &str = "SELECT sequence FROM events INDEXED BY events_by_origin \
+     WHERE origin_store = ?1 AND origin_sequence = ?2";
 
 /// What makes the log longer, in one transaction.
 pub(super) struct Batch<'a> {
@@ -33,6 +38,9 @@ impl Batch<'_> {
     /// Appends what a sender sent, unless it is a repeat.
     pub(super) fn append(&mut self, webhook: &Webhook, redelivery: Redelivery) -> rusqlite::Result<Appended> {
         let facts = &webhook.facts;
+        if let Some(sequence) = self.of_origin(facts.hops.origin())? {
+            return Ok(Appended::Repeat { sequence });
+        }
         let hook_id = facts.hook_id.as_ref().map(|id| id.as_str());
         let newest: Option<(Sequence, bool)> = self
             .transaction
@@ -50,10 +58,18 @@ impl Batch<'_> {
         {
             return Ok(Appended::Repeat { sequence });
         }
-        let redelivery = newest.is_some();
+        let redelivery = newest.is_some() || facts.hops.handed_on_as_redelivery();
         let marks = Marks { redelivery, address: &Address::default(), original: None };
         let sequence = self.insert(webhook, &marks)?;
         Ok(Appended::Stored { sequence, redelivery })
+    }
+
+    /// The event that came from there; nothing comes from nowhere.
+    fn of_origin(&self, origin: Option<Origin>) -> rusqlite::Result<Option<Sequence>> {
+        let Some((store, sequence)) = origin else { return Ok(None) };
+        let mut select = self.transaction.prepare_cached(OF_ORIGIN)?;
+        let values = params![store.get().cast_signed(), codec::signed(sequence.get())];
+        select.query_row(values, |row| codec::sequence(row, 0)).optional()
     }
 
     /// Appends a stored event anew and marks the dead letters that it is a second try of; `None` if it is not there.
@@ -62,7 +78,8 @@ impl Batch<'_> {
         sequence: Sequence,
         address: &Address,
     ) -> rusqlite::Result<Option<Event>> {
-        let Some(webhook) = reader::webhook(self.transaction, sequence)? else { return Ok(None) };
+        let Some(mut webhook) = reader::webhook(self.transaction, sequence)? else { return Ok(None) };
+        webhook.facts.hops = Hops::default();
         let marks = Marks { redelivery: true, address, original: Some(sequence) };
         let new = self.insert(&webhook, &marks)?;
         self.transaction
@@ -83,12 +100,14 @@ impl Batch<'_> {
     fn insert(&mut self, webhook: &Webhook, marks: &Marks<'_>) -> rusqlite::Result<Sequence> {
         let (facts, size, sequence) = (&webhook.facts, webhook.size(), self.position.head.next());
         let headers = codec::encode_headers(&webhook.headers);
+        let origin = facts.hops.origin();
         self.transaction
             .prepare_cached(
                 "INSERT INTO events (sequence, source, hook_id, delivery_id, event, action, repository_id, \
                  repository_name, owner, installation_id, received_at, accepted_at, redelivery, size, \
-                 for_client, for_target, original, checksum) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+                 for_client, for_target, original, checksum, hops, origin_store, origin_sequence) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, \
+                 ?19, ?20, ?21)",
             )?
             .execute(params![
                 codec::signed(sequence.get()),
@@ -109,8 +128,14 @@ impl Batch<'_> {
                 marks.address.target,
                 marks.original.map(|original| codec::signed(original.get())),
                 codec::checksum(&headers, &webhook.body),
+                codec::encode_hops(&facts.hops),
+                origin.map(|(store, _)| store.get().cast_signed()),
+                origin.map(|(_, sequence)| codec::signed(sequence.get())),
             ])?;
         self.insert_payload(sequence, &headers, &webhook.body)?;
+        if let Some(id) = facts.repository_id {
+            counts::add(self.transaction, id)?;
+        }
         if self.position.events == 0 {
             self.position.first = sequence;
         }

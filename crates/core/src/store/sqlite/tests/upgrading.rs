@@ -1,6 +1,7 @@
 //! Stores of earlier versions of the schema.
 
 use super::*;
+use crate::hop::{Hop, Hops};
 
 /// A store as the first version of the schema left it: three events, of which the second is a dead letter.
 fn of_version_1() -> TempDir {
@@ -32,6 +33,68 @@ fn of_version_1() -> TempDir {
     let ahead = "INSERT INTO ahead VALUES ('a', 3), ('b', 1), ('b', 3), ('c', 1), ('c', 2), ('c', 3)";
     connection.execute(ahead, ()).unwrap();
     folder
+}
+
+/// A store as the second version left it: that of the first, upgraded, with a copy of its dead letter.
+fn of_version_2() -> TempDir {
+    let folder = of_version_1();
+    let connection = shell(&folder);
+    connection.execute_batch(schema::MIGRATIONS[1]).unwrap();
+    let copy = "INSERT INTO events SELECT 4, source, hook_id, delivery_id, event, action, repository_id, repository_name, \
+                owner, installation_id, received_at, accepted_at, 1, size, 'a', 'jenkins', NULL, 2 FROM events WHERE sequence = 2";
+    connection.execute(copy, ()).unwrap();
+    let payload = "INSERT INTO payloads SELECT 4, headers, body FROM payloads WHERE sequence = 2";
+    connection.execute(payload, ()).unwrap();
+    let position = "UPDATE position SET head = 4, events = 4, \
+                    bytes = bytes + (SELECT size FROM events WHERE sequence = 4)";
+    connection.execute(position, ()).unwrap();
+    connection.execute("UPDATE outcomes SET redelivered_as = 4 WHERE sequence = 2", ()).unwrap();
+    connection.execute_batch("PRAGMA user_version = 2;").unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn the_second_version_is_upgraded_and_takes_what_comes_through_other_servers() {
+    let folder = of_version_2();
+    for _ in 0..2 {
+        let store = open(&folder);
+        let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+        for (event, number) in page.events.iter().zip([1, 2, 3, 2]) {
+            let (sent, facts) = (testing::webhook(number, HELLO, 1000), &event.webhook.facts);
+            assert_eq!((&event.webhook.headers, &event.webhook.body), (&sent.headers, &sent.body));
+            assert_eq!((&facts.delivery_id, &facts.hops), (&sent.facts.delivery_id, &Hops::default()));
+        }
+        assert_eq!((page.events.len(), page.events[3].redelivery), (4, true));
+        assert_eq!(
+            page.events[3].address,
+            Address { client: Some(client()), target: Some("jenkins".into()) }
+        );
+        let id = page.events[0].webhook.facts.repository_id.unwrap();
+        assert_eq!(store.counts().await.unwrap(), [(id, 4)], "those that were there are counted");
+        store.close().await;
+    }
+    let version = shell(&folder).query_row("PRAGMA user_version", (), |row| row.get::<_, u32>(0));
+    assert_eq!(version.unwrap(), 3);
+
+    let store = open(&folder);
+    let (id, sequence) = (StoreId::new(u64::MAX), Sequence::new(1));
+    let hop = Hop {
+        store: id,
+        server: "edge".into(),
+        sequence,
+        received_at: Timestamp::default(),
+        redelivery: false,
+    };
+    let mut relayed = testing::webhook(1, HELLO, 1000);
+    relayed.facts.hops = Hops::new(vec![hop]);
+    let known = Appended::Repeat { sequence };
+    assert_eq!(store.append(relayed.clone()).await.unwrap(), known, "by its identity: it is pending");
+    relayed.facts.delivery_id = "delivery-9".parse().unwrap();
+    let stored = Appended::Stored { sequence: Sequence::new(5), redelivery: false };
+    assert_eq!(store.append(relayed.clone()).await.unwrap(), stored);
+    store.acknowledge(&client(), vec![acknowledgement(Sequence::new(5))], Sequence::new(5)).await.unwrap();
+    let known = Appended::Repeat { sequence: Sequence::new(5) };
+    assert_eq!(store.append(relayed).await.unwrap(), known, "by its origin");
 }
 
 #[tokio::test]
