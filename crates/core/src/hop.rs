@@ -91,7 +91,7 @@ impl Hops {
     }
 
     /// Whether the server that handed the event on had it as a redelivery.
-    pub fn end_in_redelivery(&self) -> bool {
+    pub fn handed_on_as_redelivery(&self) -> bool {
         self.last().is_some_and(|hop| hop.redelivery)
     }
 

@@ -126,7 +126,7 @@ impl State {
 
     fn append(&mut self, webhook: Webhook, options: &Options) -> Appended {
         let hops = &webhook.facts.hops;
-        let (origin, was_redelivery) = (hops.origin(), hops.end_in_redelivery());
+        let (origin, was_redelivery) = (hops.origin(), hops.handed_on_as_redelivery());
         if let Some(sequence) = origin.and_then(|origin| self.origins.get(&origin)) {
             return Appended::Repeat { sequence: *sequence };
         }

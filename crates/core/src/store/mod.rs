@@ -249,10 +249,10 @@ pub enum Appended {
     Stored {
         /// Its sequence.
         sequence: Sequence,
-        /// Whether it is one seen before whose outcome is known.
+        /// Whether it is one seen before whose outcome is known, here or at the server that handed it on.
         redelivery: bool,
     },
-    /// The event is there already, not yet delivered, or redeliveries are dropped.
+    /// The event is there already: not yet delivered, or from the same origin, or redeliveries are dropped.
     Repeat {
         /// The sequence of the event that is there.
         sequence: Sequence,

@@ -32,7 +32,8 @@
 //! One folder: `lock` (held while the store is open, with the holder's process id), `events.db`, and SQLite's own
 //! `events.db-wal` and `events.db-shm`. The tables are in [`schema`]. An event is two rows: a small one with
 //! everything that filters, listings and retention need, and its headers and body, which are touched only when they
-//! are written, delivered or removed. Head, count and bytes are one row, so that nothing is ever counted.
+//! are written, delivered or removed. Head, count and bytes are one row, and each repository's count another, so that
+//! nothing is ever counted.
 //!
 //! # Recovery
 //!
@@ -44,6 +45,7 @@
 mod ahead;
 mod catalog;
 mod codec;
+mod counts;
 mod folder;
 mod outage;
 mod queue;
@@ -279,7 +281,7 @@ impl EventStore for SqliteStore {
 
     async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
         self.check_open()?;
-        self.readers.run(catalog::counts).await
+        self.readers.run(counts::load).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {

@@ -16,14 +16,16 @@
 //! followed, everything would be too old at once. Such a step is noticed and kept as the `skew` between the two
 //! clocks.
 
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::writer::{self, Writer};
-use super::{ahead, codec, schema, statements};
+use super::{ahead, codec, counts, schema, statements};
 use crate::event::{Sequence, Timestamp};
+use crate::repository::RepositoryId;
 
 /// How many events one step removes: not fewer than a group appends.
 const STEP_EVENTS: usize = writer::GROUP_REQUESTS;
@@ -206,9 +208,10 @@ impl Writer {
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         let mut position = held;
         let mut last = Sequence::ZERO;
+        let mut repositories = BTreeMap::new();
         {
             let mut scan = transaction.prepare_cached(
-                "SELECT sequence, size, accepted_at FROM events ORDER BY sequence LIMIT ?1",
+                "SELECT sequence, size, accepted_at, repository_id FROM events ORDER BY sequence LIMIT ?1",
             )?;
             let mut rows = scan.query([codec::signed(STEP_EVENTS as u64)])?;
             while let Some(row) = rows.next()? {
@@ -222,8 +225,12 @@ impl Writer {
                 last = codec::sequence(row, 0)?;
                 position.events = position.events.saturating_sub(1);
                 position.bytes = position.bytes.saturating_sub(codec::number(row, 1)?);
+                if let Some(id) = row.get::<_, Option<i64>>(3)? {
+                    *repositories.entry(RepositoryId(id.cast_unsigned())).or_default() += 1;
+                }
             }
         }
+        counts::remove(&transaction, &repositories)?;
         for statement in [
             "DELETE FROM events WHERE sequence <= ?1",
             "DELETE FROM payloads WHERE sequence <= ?1",

@@ -37,14 +37,14 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `payloads` and the tables about clients refer to events without a foreign key: retention always removes a
 ///   prefix of the log, which is one range in each of them.
 /// - `ahead` has ranges since the second version. What the first kept one by one is put together by walking it in its
-///   own order, because it may be as much as there are events.
+///   own order, because it may be as much as there are events; so is `repositories`, one event after the other.
 /// - `position` has one row; its `store` is the store's id.
 /// - `for_client` and `for_target` are the event's address. `original` is the event of which an operator made it, and
 ///   null for what a sender sent: only that has an identity.
 /// - The indexes of dead letters hold only what is one now, so they cost nothing while all goes well.
 /// - `hops` are the servers that an event came through, and `origin_store` and `origin_sequence` the first of them, to find
 ///   it by: all null, and in no index, if there are none.
-/// - `events_by_repository` is read to count the events of each: the rows are not.
+/// - `repositories` counts the events of each repository with a number: see `counts`.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
@@ -152,8 +152,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE events ADD COLUMN origin_sequence INTEGER;
     CREATE UNIQUE INDEX events_by_origin ON events (origin_store, origin_sequence)
         WHERE origin_store IS NOT NULL;
-    CREATE INDEX events_by_repository ON events (repository_id)
-        WHERE repository_id IS NOT NULL;
+
+    CREATE TABLE repositories (
+        id     INTEGER PRIMARY KEY,
+        events INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO repositories (id, events)
+        SELECT repository_id, 1 FROM events WHERE repository_id IS NOT NULL
+        ON CONFLICT (id) DO UPDATE SET events = events + 1;
 ",
 ];
 

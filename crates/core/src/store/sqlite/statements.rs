@@ -2,7 +2,7 @@
 
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
-use super::{ahead, codec, reader};
+use super::{ahead, codec, counts, reader};
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::hop::{Hops, Origin};
 use crate::repository::RepositoryPattern;
@@ -58,7 +58,7 @@ impl Batch<'_> {
         {
             return Ok(Appended::Repeat { sequence });
         }
-        let redelivery = newest.is_some() || facts.hops.end_in_redelivery();
+        let redelivery = newest.is_some() || facts.hops.handed_on_as_redelivery();
         let marks = Marks { redelivery, address: &Address::default(), original: None };
         let sequence = self.insert(webhook, &marks)?;
         Ok(Appended::Stored { sequence, redelivery })
@@ -133,6 +133,9 @@ impl Batch<'_> {
                 origin.map(|(_, sequence)| codec::signed(sequence.get())),
             ])?;
         self.insert_payload(sequence, &headers, &webhook.body)?;
+        if let Some(id) = facts.repository_id {
+            counts::add(self.transaction, id)?;
+        }
         if self.position.events == 0 {
             self.position.first = sequence;
         }

@@ -39,6 +39,16 @@ async fn origins_survive_reopening() {
 }
 
 #[tokio::test]
+async fn an_origin_is_found_by_an_index() {
+    let folder = TempDir::new().unwrap();
+    open(&folder).close().await;
+    let explain = format!("EXPLAIN QUERY PLAN {}", statements::OF_ORIGIN);
+    let plan = shell(&folder).query_row(&explain, (1, 9), |row| row.get::<_, String>(3)).unwrap();
+    let found = "SEARCH events USING COVERING INDEX events_by_origin (origin_store=? AND origin_sequence=?)";
+    assert_eq!(plan, found);
+}
+
+#[tokio::test]
 async fn one_group_sees_its_own_origins() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder);
