@@ -1,12 +1,10 @@
-//! Listing the log for an operator: the small rows only, never a body, and a bounded number of them at each call; and
-//! counting it.
+//! Listing the log for an operator: the small rows only, never a body, and a bounded number of them at each call.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, params, params_from_iter};
 
 use super::{codec, reader};
 use crate::event::{Sequence, Timestamp};
-use crate::repository::RepositoryId;
 use crate::store::listing::Sieve;
 use crate::store::tail::{Look, SCAN_LIMIT};
 use crate::store::{Entry, Fate, FateFilter, Listed, Listing, Order};
@@ -100,59 +98,21 @@ fn first_since(connection: &Connection, time: Timestamp) -> rusqlite::Result<Seq
     })
 }
 
-/// Counts what is in the index, so that no row is read, in the index's order.
-const COUNTS: &str = "SELECT repository_id, count(*) FROM events INDEXED BY events_by_repository \
-     WHERE repository_id IS NOT NULL GROUP BY repository_id";
-
-/// How many events of each repository there are.
-pub(super) fn counts(connection: &Connection) -> rusqlite::Result<Vec<(RepositoryId, u64)>> {
-    let mut select = connection.prepare_cached(COUNTS)?;
-    let counts = select.query_map((), |row| {
-        let id: i64 = row.get(0)?;
-        Ok((RepositoryId(id.cast_unsigned()), codec::number(row, 1)?))
-    })?;
-    let mut counts = counts.collect::<rusqlite::Result<Vec<_>>>()?;
-    // The greatest are negative numbers to SQLite, and came first.
-    counts.sort_unstable();
-    Ok(counts)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sqlite::{schema, statements};
+    use crate::store::sqlite::schema;
 
-    /// What SQLite will do, step by step.
-    fn explain(statement: &str, values: Vec<Value>) -> Vec<String> {
+    /// What SQLite will do for a listing, step by step.
+    fn plan(listing: &Listing) -> Vec<String> {
         let folder = tempfile::TempDir::new().unwrap();
         let connection = schema::open(&folder.path().join(schema::FILE)).unwrap();
-        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
-        let steps = explain.query_map(params_from_iter(values), |row| row.get(3)).unwrap();
-        steps.collect::<Result<_, _>>().unwrap()
-    }
-
-    /// What it will do for a listing.
-    fn plan(listing: &Listing) -> Vec<String> {
         let (statement, key) = statement(listing);
         let mut values = vec![Value::Integer(1), Value::Integer(9)];
         values.extend(key.map(|key| Value::Text(key.to_owned())));
-        explain(&statement, values)
-    }
-
-    #[test]
-    fn counting_goes_by_an_index_and_sorts_nothing() {
-        assert_eq!(
-            explain(COUNTS, Vec::new()),
-            ["SEARCH events USING COVERING INDEX events_by_repository (repository_id>?)"]
-        );
-    }
-
-    #[test]
-    fn an_origin_is_found_by_an_index() {
-        let values = vec![Value::Integer(1), Value::Integer(9)];
-        let found =
-            "SEARCH events USING COVERING INDEX events_by_origin (origin_store=? AND origin_sequence=?)";
-        assert_eq!(explain(statements::OF_ORIGIN, values), [found]);
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
+        let steps = explain.query_map(params_from_iter(values), |row| row.get(3)).unwrap();
+        steps.collect::<Result<_, _>>().unwrap()
     }
 
     #[test]
