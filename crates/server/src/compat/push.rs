@@ -254,19 +254,23 @@ mod tests {
         assert!(answer(Err(Refusal::OfNobody.into())).is_ok(), "the sender's are answers");
     }
 
-    #[test]
-    fn headers_are_counted_before_they_are_decoded() {
+    fn three_headers() -> v1::WebhookEventPushRequest {
         let event = v1::WebhookEvent {
             event_id: "delivery-1".to_owned(),
             body: Bytes::from_static(b"{}"),
             headers: vec![v1::Header::default(); 3],
             sequence: 7,
         };
-        let push = v1::WebhookEventPushRequest {
+        v1::WebhookEventPushRequest {
             cliend_id: "myself".to_owned(),
             repository_id: "537845873".to_owned(),
             webhook_event: Some(event),
-        };
+        }
+    }
+
+    #[test]
+    fn headers_are_counted_before_they_are_decoded() {
+        let push = three_headers();
         let once = push.encode_to_vec();
         assert_eq!(headers_in(&once), Some(3));
         assert_eq!(headers_in(&once.repeat(2)), Some(6), "a message that comes twice is merged");
@@ -275,5 +279,25 @@ mod tests {
             let readable = v1::WebhookEventPushRequest::decode(&once[..cut]).is_ok();
             assert_eq!(headers_in(&once[..cut]).is_some(), readable, "{cut}");
         }
+    }
+
+    #[test]
+    fn no_bytes_become_more_headers_than_were_counted() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let whole = three_headers().encode_to_vec();
+        let mut readable = 0;
+        for _ in 0..50_000 {
+            let mut message = whole.repeat(random.usize(1..3));
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..message.len());
+                message[at] = random.u8(..);
+            }
+            if let Ok(push) = v1::WebhookEventPushRequest::decode(&*message) {
+                let headers = push.webhook_event.map_or(0, |event| event.headers.len());
+                assert_eq!(headers_in(&message), Some(headers), "{message:?}");
+                readable += 1;
+            }
+        }
+        assert!(readable > 1000, "{readable}");
     }
 }
