@@ -174,7 +174,7 @@ impl Sampled {
             lag: registered!(registry, IntGaugeVec::new(lag, &["client_id"])),
             relay_connected: relay(
                 "gitstafette_relay_connected",
-                "1 if the relay works: what it pushes is answered, or its stream stands; else 0.",
+                "1 if the relay works: its subscription stands, and what it hands on is taken; else 0.",
             ),
             relay_lag: relay(
                 "gitstafette_relay_lag_events",

@@ -38,7 +38,7 @@ pub struct RelayState {
     pub address: String,
     /// Under which client id it subscribes: here if it pushes, there if it pulls.
     pub client_id: ClientId,
-    /// Whether it works: it pushes, and the last try was answered or none was made yet; it pulls, and its stream stands.
+    /// Whether it works: its subscription stands, and what it hands on is taken.
     pub connected: bool,
     /// How many events of the log it draws from lie beyond its cursor, wanted by it or not.
     pub lag: u64,

@@ -178,16 +178,14 @@ impl Relays {
         reporter: &HealthReporter,
     ) -> Vec<impl Future<Output = ()> + Send + use<>> {
         let report = |relay: &Relay| {
-            let (label, direction) = (relay.label(), relay.direction);
-            let (mut state, reporter) = (relay.state.clone(), reporter.clone());
+            let (label, mut state, reporter) = (relay.label(), relay.state.clone(), reporter.clone());
             async move {
                 loop {
-                    let is_connected = is_connected(direction, &state.borrow_and_update());
+                    let is_connected = is_connected(&state.borrow_and_update());
                     let status =
                         if is_connected { ServingStatus::Serving } else { ServingStatus::NotServing };
                     reporter.set_service_status(&label, status).await;
-                    let changed =
-                        state.wait_for(|state| is_connected != self::is_connected(direction, state)).await;
+                    let changed = state.wait_for(|state| is_connected != self::is_connected(state)).await;
                     if changed.is_err() {
                         return;
                     }
@@ -212,7 +210,7 @@ impl Connected<'_> {
 impl Serialize for Connected<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.relays.iter().map(|relay| {
-            let is_connected = is_connected(relay.direction, &relay.state.borrow());
+            let is_connected = is_connected(&relay.state.borrow());
             (relay.label(), if is_connected { "connected" } else { "disconnected" })
         }))
     }
@@ -232,7 +230,7 @@ impl Relay {
 
     fn state(&self, lag: u64) -> RelayState {
         let state = self.state.borrow();
-        let connected = is_connected(self.direction, &state);
+        let connected = is_connected(&state);
         let target = state.targets.first();
         let error = target.and_then(|target| target.last_error.as_ref()).or(state.last_error.as_ref());
         RelayState {
@@ -262,10 +260,9 @@ impl Relay {
     }
 }
 
-/// One that pushes shows what its last try met; one that pulls, whether its stream stands and the store takes what comes.
-fn is_connected(direction: RelayDirection, state: &ClientState) -> bool {
-    let is_failing = state.targets.iter().any(|target| target.failing);
-    (direction == RelayDirection::Push || state.subscribed) && !is_failing
+/// Whether the subscription stands, and the other end takes what comes.
+fn is_connected(state: &ClientState) -> bool {
+    state.subscribed && !state.targets.iter().any(|target| target.failing)
 }
 
 /// This server's log, as a relay to `to` subscribes to it.

@@ -325,6 +325,15 @@ async fn what_is_published_is_judged() {
 }
 
 #[tokio::test]
+async fn a_relays_id_is_not_for_clients() {
+    let server = server("here", "").await;
+    let subscription = v1::Subscription { client_id: "relay.push.x".into(), ..v1::Subscription::default() };
+    let refused =
+        crate::streams::open(&server, Some(TOKEN), subscription).await.err().expect("it is refused");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+}
+
+#[tokio::test]
 async fn who_may_publish() {
     let server = server("here", "publisher-token = \"a publisher's\"\n").await;
     let refused = publish(&server, None, published(1)).await.unwrap_err();
