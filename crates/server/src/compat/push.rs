@@ -15,9 +15,9 @@ use futures_util::FutureExt;
 use gitstafette_core::classify::Hearsay;
 use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Appended;
-use gitstafette_core::verify::Unverified;
+use gitstafette_core::verify::{SignatureError, Unverified};
 use gitstafette_proto::v1;
-use http::{StatusCode, header};
+use http::header;
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::codec::{Codec, DecodeBuf, Decoder};
@@ -105,14 +105,18 @@ async fn take(
             let received =
                 AssertUnwindSafe(receive(&ingest, caller, request, &mut seen)).catch_unwind().await;
             let received = received.unwrap_or(Err(Refusal::Internal));
-            let is_unsigned = matches!(received, Err(Refusal::Signature(_)));
+            // A wrong signature was shown, and is answered like all that is wrong with a webhook.
+            let is_unsigned = matches!(
+                received,
+                Err(Refusal::Signature(SignatureError::Header(_) | SignatureError::Malformed { .. }))
+            );
             let concluded = ingest.conclude(received, &seen);
             drop(account);
             match concluded {
                 Err(problem) if is_unsigned && caller == Caller::WithoutToken => {
                     Err(unauthenticated(problem))
                 }
-                concluded => answer(concluded),
+                concluded => Ok(answer(concluded)),
             }
         }
         .in_current_span(),
@@ -142,23 +146,15 @@ async fn receive(
     ingest.judge(Unverified { headers, body }, trust, seen).await
 }
 
-/// What POST /v1/github/ would have answered. What is the server's own fault is an error: the Go implementation reports
-/// that, and forgets what it was answered otherwise.
-fn answer(concluded: Result<Appended, Problem>) -> Result<Response<v1::WebhookEventPushResponse>, Status> {
+/// What POST /v1/github/ would have answered. Never an error, not even when the store cannot take it: a server of the Go
+/// implementation whose push fails exits, with all that it has in memory.
+fn answer(concluded: Result<Appended, Problem>) -> Response<v1::WebhookEventPushResponse> {
     let (accepted, code, description) = match concluded {
         Ok(appended) => (true, status(appended), description(appended)),
-        Err(problem) => match problem.status() {
-            StatusCode::SERVICE_UNAVAILABLE => return Err(Status::unavailable(problem.into_detail())),
-            status if status.is_server_error() => return Err(Status::internal(problem.into_detail())),
-            status => (false, status, problem.into_detail()),
-        },
+        Err(problem) => (false, problem.status(), problem.into_detail()),
     };
     let response_code = code.as_str().to_owned();
-    Ok(Response::new(v1::WebhookEventPushResponse {
-        response_code,
-        response_description: description,
-        accepted,
-    }))
+    Response::new(v1::WebhookEventPushResponse { response_code, response_description: description, accepted })
 }
 
 fn description(appended: Appended) -> String {
@@ -243,15 +239,13 @@ fn each_field(mut message: &[u8], number: u32, mut visit: impl FnMut(&[u8]) -> O
 mod tests {
     use super::*;
     use gitstafette_core::store::StoreError;
-    use tonic::Code;
 
     #[test]
-    fn the_servers_own_faults_are_errors() {
-        let code = |refusal: Refusal| answer(Err(refusal.into())).map(drop).unwrap_err().code();
-        assert_eq!(code(StoreError::Overloaded.into()), Code::Unavailable);
-        assert_eq!(code(StoreError::Closed.into()), Code::Unavailable);
-        assert_eq!(code(Refusal::Internal), Code::Internal);
-        assert!(answer(Err(Refusal::OfNobody.into())).is_ok(), "the sender's are answers");
+    fn the_servers_own_faults_are_answers_too() {
+        let code = |refusal: Refusal| answer(Err(refusal.into())).into_inner().response_code;
+        assert_eq!(code(StoreError::Overloaded.into()), "503");
+        assert_eq!(code(StoreError::Closed.into()), "503");
+        assert_eq!(code(Refusal::Internal), "500");
     }
 
     fn three_headers() -> v1::WebhookEventPushRequest {

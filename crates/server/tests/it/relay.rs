@@ -327,9 +327,8 @@ async fn what_is_published_is_judged() {
 #[tokio::test]
 async fn a_relays_id_is_not_for_clients() {
     let server = server("here", "").await;
-    let subscription = v1::Subscription { client_id: "relay.push.x".into(), ..v1::Subscription::default() };
-    let refused =
-        crate::streams::open(&server, Some(TOKEN), subscription).await.err().expect("it is refused");
+    let first = v1::subscribe_request::Request::Subscription(crate::streams::subscription("relay.push.x"));
+    let refused = crate::streams::open(&server, Some(TOKEN), Some(first)).await.err().expect("it is refused");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
 }
 
