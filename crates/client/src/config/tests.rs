@@ -158,7 +158,8 @@ fn targets() {
     assert_eq!(name(&["--relay-enabled", "--relay-host", "argo"]), "argo");
     assert!(problems(&["--relay-host", "argo"]).contains("without --relay-enabled"));
     assert!(problems(&["--relay-enabled", "--target", "http://a/"]).contains("two targets"));
-    assert!(problems(&["--relay-enabled", "--relay-protocol", "grpc"]).contains("neither http nor https"));
+    assert_eq!(name(&["--relay-enabled", "--relay-protocol=grpc", "--relay-port=50051"]), "127.0.0.1:50051");
+    assert!(problems(&["--relay-enabled", "--relay-protocol", "smtp"]).contains("relay-protocol"));
     assert!(problems(&["--target", "jenkins"]).contains("target: not a URL"));
 }
 

@@ -26,6 +26,12 @@ pub enum Operation {
         #[command(subcommand)]
         command: SubscriptionsCommand,
     },
+    /// The other servers that the server hands events on to, or draws them from
+    Relays {
+        /// What to do with relays.
+        #[command(subcommand)]
+        command: RelaysCommand,
+    },
     /// The repositories whose webhooks the server accepts
     Watchlist {
         /// What to do with the watchlist.
@@ -57,6 +63,13 @@ pub enum EventsCommand {
 #[derive(Debug, Subcommand)]
 pub enum SubscriptionsCommand {
     /// List every client that has a cursor or is attached
+    List(Format),
+}
+
+/// What to do with relays.
+#[derive(Debug, Subcommand)]
+pub enum RelaysCommand {
+    /// List every relay of the server and how it is doing
     List(Format),
 }
 

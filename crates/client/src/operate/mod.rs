@@ -1,4 +1,4 @@
-//! The operator's commands: the log and what became of it, redelivery, subscriptions, the watchlist. One command a file;
+//! The operator's commands: the log and what became of it, redelivery, subscriptions, relays, the watchlist. One command a file;
 //! each asks the server over gRPC and shows its answer as a table for people or as JSON lines for programs.
 
 mod commands;
@@ -9,6 +9,7 @@ mod follow;
 mod list;
 mod pages;
 mod redeliver;
+mod relays;
 mod show;
 mod statistics;
 mod subscriptions;
@@ -102,6 +103,7 @@ pub async fn run(
             redeliver::redeliver(asked.request(now)?, asked, server, console).await?;
         }
         Operation::Subscriptions { command } => subscriptions::run(command, server, console).await?,
+        Operation::Relays { command } => relays::run(command, server, console).await?,
         Operation::Watchlist { command } => watchlist::run(command, server, console).await?,
         Operation::Statistics { format } => statistics::show(*format, server, console).await?,
     }

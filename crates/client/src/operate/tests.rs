@@ -57,6 +57,8 @@ fn wrong_usage() {
         "events redeliver 1 --dead-letters",
         "events redeliver --target a --delivery b",
         "events redeliver --dead-letters --to-client a",
+        "relays",
+        "relays list --repo octo/*",
         "watchlist add",
         "watchlist add octo",
         "events list --target-timeout 3s",

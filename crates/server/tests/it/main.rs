@@ -8,6 +8,7 @@ mod compat;
 mod crash;
 mod deferral;
 mod delivery;
+mod examples;
 mod fake_server;
 mod go_flags;
 mod go_wire;
