@@ -21,6 +21,8 @@ use crate::tls::PemFiles;
 
 /// The most repositories that can be delivered at once: each may take a connection to the target.
 const MOST_PARALLEL: u64 = 1024;
+/// The port of a server's gRPC listener, unless another is given.
+const GRPC_PORT: u16 = 50051;
 /// The settings that say where a relay goes and mean nothing without `relay-enabled`.
 const RELAY_KEYS: [&str; 4] = ["relay-host", "relay-port", "relay-path", "relay-protocol"];
 
@@ -223,7 +225,7 @@ fn server_target(
     timeout: Duration,
 ) -> Option<(Arc<dyn Target>, Place)> {
     let host: String = settings.value("relay-host", String::new());
-    let port: u16 = settings.value("relay-port", 0);
+    let port = if settings.is_set("relay-port") { settings.value("relay-port", 0) } else { GRPC_PORT };
     let is_plain = settings.flag("relay-insecure") || is_loopback(&host);
     let tls = if is_plain { None } else { Some(Arc::new(usable(settings, files, files.client_config())?)) };
     let server = ServerAddress { host, port, tls, token: token(settings, "relay-token") };
