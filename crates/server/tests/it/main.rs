@@ -14,6 +14,7 @@ mod ingest;
 mod listening;
 mod memory;
 mod network;
+mod old_server;
 mod programs;
 mod relay;
 mod streams;
