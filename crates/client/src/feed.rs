@@ -18,6 +18,7 @@ pub(crate) use self::keep::Keep;
 use self::old::EitherServer;
 use crate::connect::{Connection, ServerAddress};
 
+mod fetch;
 mod keep;
 mod old;
 
@@ -63,7 +64,7 @@ impl fmt::Debug for LocalFeed {
 #[derive(Debug)]
 pub(crate) enum Line {
     Server {
-        connection: Connection,
+        connection: Box<Connection>,
         /// Its name in logs.
         name: String,
         /// What came from this server's predecessor or from itself, if that does not keep it.
@@ -105,7 +106,7 @@ impl Feed {
     pub(crate) async fn connect(&self, keep: &Keep) -> Result<Line, Status> {
         match self {
             Self::Server(address) => {
-                let connection = address.connect().await?;
+                let connection = Box::new(address.connect().await?);
                 Ok(Line::Server { connection, name: address.url(), keep: keep.clone() })
             }
             Self::Local(local) => Ok(Line::Local(local.clone())),

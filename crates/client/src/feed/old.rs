@@ -37,10 +37,11 @@ use gitstafette_proto::v1::{
 };
 use tokio::time::Instant;
 use tokio_stream::once;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::Opened;
+use super::fetch::{Fetched, What, fetched};
 use super::keep::Keep;
 use crate::connect::Calls;
 use crate::window::Load;
@@ -190,72 +191,19 @@ impl Stream for Later {
     }
 }
 
-/// What a fetch stream brings.
-#[derive(Debug)]
-struct Fetched {
-    repository: RepositoryId,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Events(Vec<v1::WebhookEvent>),
-    /// The last.
-    End(Result<(), Status>),
-}
-
-/// Where a fetch stream stands.
-enum Fetch {
-    Asking(Box<Calls>, v1::WebhookEventsRequest),
-    Reading(Box<Streaming<v1::WebhookEventsResponse>>, Heard),
-    Over,
-}
-
-/// Whether a fetch stream has brought a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
-    Nothing,
-    Something,
-}
-
-/// The fetch stream of one repository.
-fn fetched(
-    calls: Calls,
-    repository: RepositoryId,
-    request: v1::WebhookEventsRequest,
-) -> BoxStream<'static, Fetched> {
-    let asking = Fetch::Asking(Box::new(calls), request);
-    let steps = unfold(asking, |fetch| async {
-        let (mut messages, heard) = match fetch {
-            Fetch::Asking(mut calls, request) => match calls.fetch_webhook_events(request).await {
-                Ok(answer) => (Box::new(answer.into_inner()), Heard::Nothing),
-                Err(status) => return Some((What::End(Err(status)), Fetch::Over)),
-            },
-            Fetch::Reading(messages, heard) => (messages, heard),
-            Fetch::Over => return None,
-        };
-        let end = match messages.message().await {
-            Ok(Some(message)) => {
-                let events = What::Events(message.webhook_events);
-                return Some((events, Fetch::Reading(messages, Heard::Something)));
-            }
-            Ok(None) if heard == Heard::Something => Ok(()),
-            // Not an end as that of a window: the next stream must not follow at once.
-            Ok(None) => Err(Status::unavailable("the server ended the stream without a message")),
-            Err(status) => Err(status),
-        };
-        Some((What::End(end), Fetch::Over))
-    });
-    steps.map(move |what| Fetched { repository, what }).boxed()
-}
-
 /// What the client is to be told next.
 #[derive(Debug)]
 enum Word {
     /// This event, if it is still kept.
     Event(Sequence),
     Heartbeat,
-    Other(Response),
+    Other(Box<Response>),
+}
+
+impl From<Response> for Word {
+    fn from(response: Response) -> Self {
+        Self::Other(Box::new(response))
+    }
 }
 
 /// Fetch streams as one stream of ours. Without any it brings what is kept, and ends when that is done.
@@ -297,10 +245,9 @@ impl Fetching {
                 heartbeat_interval: Some(duration(HEARTBEAT)),
                 max_unacknowledged_events: u32::try_from(window.events).unwrap_or(u32::MAX),
                 max_unacknowledged_bytes: window.bytes,
-                ..Started::default()
             };
             let here = kept.sequences().filter(|sequence| !deferred.contains(sequence));
-            std::iter::once(Word::Other(Response::Started(started))).chain(here.map(Word::Event)).collect()
+            std::iter::once(Word::from(Response::Started(started))).chain(here.map(Word::Event)).collect()
         };
         Ok(Self {
             keep,
@@ -390,9 +337,8 @@ impl Fetching {
             Word::Heartbeat => Some(Response::Heartbeat(Heartbeat {
                 head: kept.newest().get(),
                 cursor: kept.cursor().get(),
-                ..Heartbeat::default()
             })),
-            Word::Other(response) => Some(response),
+            Word::Other(response) => Some(*response),
         }
     }
 
@@ -405,7 +351,7 @@ impl Fetching {
                 for sequence in &sequences {
                     kept.done(Sequence::new(*sequence));
                 }
-                self.words.push_back(Word::Other(Response::Receipt(Receipt { sequences })));
+                self.words.push_back(Response::Receipt(Receipt { sequences }).into());
             }
             Some(Request::Recall(recall)) => {
                 self.words.extend(recall.sequences.into_iter().map(Sequence::new).map(Word::Event));
@@ -452,14 +398,13 @@ impl Fetching {
             Err(error) => {
                 warn!(
                     delivery.id = ?event_id,
-                    repository.id = %repository,
+                    repository.name = %repository,
                     body.bytes = bytes,
                     reason = %error,
                     "a webhook that cannot be read is lost"
                 );
                 let sequence = kept.number().get();
-                self.words
-                    .push_back(Word::Other(Response::Missed(Missed { first: sequence, last: sequence })));
+                self.words.push_back(Response::Missed(Missed { first: sequence, last: sequence }).into());
             }
         }
     }
@@ -493,6 +438,6 @@ impl Fetching {
         self.failure = None;
         self.is_over = true;
         let go_away = GoAway { reason: GoAwayReason::Window.into(), message: String::new() };
-        self.words.push_back(Word::Other(Response::GoAway(go_away)));
+        self.words.push_back(Response::GoAway(go_away).into());
     }
 }

@@ -27,7 +27,8 @@ use tonic::{Request, Response, Status};
 
 use crate::relay::relay;
 use crate::support::{
-    PATIENCE, Sender, TOKEN, TestClient, TestServer, TestTarget, hook, options, payload, soon,
+    PATIENCE, Sender, TOKEN, TestClient, TestServer, TestTarget, all_acknowledged, hook, options, payload,
+    soon,
 };
 
 const REPOSITORY: &str = "537845873";
@@ -357,7 +358,8 @@ async fn when_the_server_is_replaced_by_ours_what_it_sent_is_delivered_first() {
     let mut expected = ids("old", 40);
     expected.extend(ids("new", 3));
     assert_eq!(tried(&mut target, "new-2").await, expected);
-    let state = soon(client.state.wait_for(|state| state.cursor.get() == 3)).await.unwrap().clone();
+    all_acknowledged(&*new.store).await;
+    let state = client.state.borrow().clone();
     assert_eq!((state.delivered, state.missed), (43, 0));
     client.stop().await;
     new.stop().await;
