@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::connect::ServerAddress;
 use crate::deliveries::Deliveries;
-use crate::feed::Feed;
+use crate::feed::{Feed, Keep};
 use crate::route::{Destination, Route};
 use crate::session::{self, End, Notice, Order};
 use crate::state::{ClientState, TargetState};
@@ -50,6 +50,8 @@ pub struct Client {
     subscription: Subscription,
     destinations: Vec<Arc<Destination>>,
     stream_window: Option<Duration>,
+    /// What only this client has.
+    keep: Keep,
     state: watch::Sender<ClientState>,
 }
 
@@ -82,7 +84,7 @@ impl Client {
         let destinations = Destination::all(routes);
         let targets = destinations.iter().map(|destination| TargetState::new(&destination.name)).collect();
         let state = watch::Sender::new(ClientState { targets, ..ClientState::default() });
-        Self { feed, subscription, destinations, stream_window: None, state }
+        Self { feed, subscription, destinations, stream_window: None, keep: Keep::default(), state }
     }
 
     /// What the client is doing, to look at or to wait on.
@@ -114,6 +116,7 @@ impl Client {
         }
         // Nobody is left to hear of what ends now: it comes again with the next start.
         drop(tokio::time::timeout(session::FAREWELL, deliveries.stop()).await);
+        self.keep.end(deliveries.done());
     }
 
     async fn stream(
@@ -123,7 +126,7 @@ impl Client {
         stop: &CancellationToken,
         course: &mut Course,
     ) -> End {
-        let line = match deliveries.during(stop.run_until_cancelled(self.feed.connect())).await {
+        let line = match deliveries.during(stop.run_until_cancelled(self.feed.connect(&self.keep))).await {
             None => return End::Stopped,
             Some(Err(status)) => return End::Broken(status),
             Some(Ok(line)) => line,

@@ -462,6 +462,11 @@ impl Deliveries {
         self.unconfirmed.len()
     }
 
+    /// What was done and has no receipt yet.
+    pub(crate) fn done(&self) -> impl Iterator<Item = Sequence> {
+        self.unconfirmed.keys().copied()
+    }
+
     /// Ends the lanes: the tries under way are finished, what waits is left.
     pub(crate) async fn stop(&mut self) {
         self.lanes.stop().await;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -13,7 +14,13 @@ use futures_util::{Stream, StreamExt};
 use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse};
 use tonic::Status;
 
+pub(crate) use self::keep::Keep;
+use self::old::EitherServer;
 use crate::connect::{Connection, ServerAddress};
+
+mod fetch;
+mod keep;
+mod old;
 
 /// The client's half of a stream, as a server sees it.
 pub type Requests = BoxStream<'static, Result<SubscribeRequest, Status>>;
@@ -56,8 +63,21 @@ impl fmt::Debug for LocalFeed {
 /// A feed that is connected.
 #[derive(Debug)]
 pub(crate) enum Line {
-    Server(Connection),
+    Server {
+        connection: Box<Connection>,
+        /// Its name in logs.
+        name: String,
+        /// What came from this server's predecessor or from itself, if that does not keep it.
+        keep: Keep,
+    },
     Local(LocalFeed),
+}
+
+/// A stream that is open.
+pub(crate) struct Opened {
+    pub(crate) responses: Responses,
+    /// How long the client is to let it live; `None` if it is not to end it.
+    pub(crate) window: Option<Duration>,
 }
 
 /// How many bytes have come in on a line. A large event is on its way for a while before it is a message.
@@ -79,13 +99,16 @@ impl Feed {
         }
     }
 
-    /// Connects.
+    /// Connects. The keep is the client's, the same for all its lines.
     ///
     /// # Errors
     /// As [`ServerAddress::connect`].
-    pub(crate) async fn connect(&self) -> Result<Line, Status> {
+    pub(crate) async fn connect(&self, keep: &Keep) -> Result<Line, Status> {
         match self {
-            Self::Server(address) => address.connect().await.map(Line::Server),
+            Self::Server(address) => {
+                let connection = Box::new(address.connect().await?);
+                Ok(Line::Server { connection, name: address.url(), keep: keep.clone() })
+            }
             Self::Local(local) => Ok(Line::Local(local.clone())),
         }
     }
@@ -95,19 +118,26 @@ impl Line {
     /// Counts what comes in; nothing does within the program.
     pub(crate) fn received(&self) -> Received {
         match self {
-            Self::Server(connection) => connection.received.clone(),
+            Self::Server { connection, .. } => connection.received.clone(),
             Self::Local(_) => Received::default(),
         }
     }
 
-    /// Opens a stream.
+    /// Opens a stream, which is to live so long, or for ever.
     pub(crate) async fn subscribe(
         &mut self,
         requests: impl Stream<Item = SubscribeRequest> + Send + 'static,
-    ) -> Result<Responses, Status> {
+        window: Option<Duration>,
+    ) -> Result<Opened, Status> {
         match self {
-            Self::Server(connection) => Ok(connection.calls.subscribe(requests).await?.into_inner().boxed()),
-            Self::Local(local) => (local.open)(requests.map(Ok).boxed()).await,
+            Self::Server { connection, name, keep } => {
+                let server = EitherServer { calls: connection.calls.clone(), name, keep };
+                server.subscribe(requests.boxed(), window).await
+            }
+            Self::Local(local) => {
+                let responses = (local.open)(requests.map(Ok).boxed()).await?;
+                Ok(Opened { responses, window })
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tracing::{debug, error, info};
 
 use crate::deliveries::Deliveries;
-use crate::feed::{Line, Received, Responses};
+use crate::feed::{Line, Opened, Received, Responses};
 
 /// How long the server's first message may take, before its heartbeat interval is known.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,13 +81,13 @@ pub(crate) async fn run(
         return End::Broken(Status::internal("the first message does not fit its empty channel"));
     }
     // From here: a platform that cuts long requests counts from here, too.
-    let window_ends = window.map(|window| Instant::now() + window);
-    let opened = tokio::time::timeout(START_TIMEOUT, line.subscribe(requests(receiver)));
-    let responses = match deliveries.during(stop.run_until_cancelled(opened)).await {
+    let begin = Instant::now();
+    let opened = tokio::time::timeout(START_TIMEOUT, line.subscribe(requests(receiver), window));
+    let Opened { responses, window } = match deliveries.during(stop.run_until_cancelled(opened)).await {
         None => return End::Stopped,
         Some(Err(_)) => return End::Broken(silent(START_TIMEOUT)),
         Some(Ok(Err(status))) => return End::Broken(status),
-        Some(Ok(Ok(responses))) => responses,
+        Some(Ok(Ok(opened))) => opened,
     };
     let mut session = Session {
         responses,
@@ -97,7 +97,7 @@ pub(crate) async fn run(
         has_deferred,
         has_missed: false,
         patience: START_TIMEOUT,
-        window_ends,
+        window_ends: window.map(|window| begin + window),
         received: line.received(),
     };
     match session.stream(stop, &mut notify).await {
@@ -197,7 +197,8 @@ impl Session<'_> {
                 if missed.first < missed.last || !std::mem::replace(&mut self.has_missed, true) {
                     error!(
                         missed.first,
-                        missed.last, "the server's retention removed events before they came here"
+                        missed.last,
+                        "events never came here: the server's retention removed them, or they cannot be read"
                     );
                 }
                 self.deliveries.missed(Sequence::new(missed.first), Sequence::new(missed.last));

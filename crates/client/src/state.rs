@@ -24,7 +24,8 @@ pub struct ClientState {
     pub dead_letters: u64,
     /// Events that no route wanted.
     pub filtered: u64,
-    /// Events that the server's retention removed before they came here, as far as the server can tell.
+    /// Events that the server's retention removed before they came here, as far as the server can tell, and those of a server
+    /// of the Go implementation that cannot be read.
     pub missed: u64,
     /// Events that came and are not done at every target.
     pub waiting: usize,

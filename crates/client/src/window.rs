@@ -17,6 +17,13 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// The whole of the window that a subscription asks for.
+    pub(crate) fn asked_for(subscription: &Subscription) -> Self {
+        let events = subscription.max_events.map_or(DEFAULT.events, u64::from);
+        let bytes = subscription.max_bytes.unwrap_or(DEFAULT.bytes);
+        Self { events, bytes }
+    }
+
     pub(crate) fn add(&mut self, bytes: u64) {
         self.events += 1;
         self.bytes += bytes;
@@ -37,9 +44,7 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) fn of(subscription: &Subscription) -> Self {
-        let events = subscription.max_events.map_or(DEFAULT.events, u64::from);
-        let bytes = subscription.max_bytes.unwrap_or(DEFAULT.bytes);
-        Self { whole: Load { events, bytes }, taken: Load::default() }
+        Self { whole: Load::asked_for(subscription), taken: Load::default() }
     }
 
     /// Takes note of what the server granted, where it says so: it may be less than what was asked for.

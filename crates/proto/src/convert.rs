@@ -17,7 +17,7 @@ mod go;
 mod operator;
 mod relay;
 
-pub use go::MAX_GO_MESSAGE_BYTES;
+pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, from_go_headers};
 pub use relay::{RelayDirection, RelayState};
 
 pub use operator::{

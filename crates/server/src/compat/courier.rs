@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt};
-use gitstafette_proto::convert::timestamp;
+use gitstafette_proto::convert::{MAX_GO_MESSAGE_BYTES, timestamp};
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
@@ -25,13 +25,10 @@ use tonic::Status;
 use tonic::codegen::BoxStream;
 use tracing::{debug, info, warn};
 
-use super::{Compat, event};
+use super::Compat;
 use crate::metrics::Metrics;
 use crate::subscribe::{Share, Traffic, patience};
 
-/// What old clients take in one message: the default of grpc-go (`defaultClientMaxReceiveMessageSize` in its
-/// clientconn.go) and of most others, which the Go implementation leaves as it is.
-const MESSAGE_BYTES: usize = 4 << 20;
 /// What one client may have collected without a share of the traffic that all have.
 const OWN_BYTES: usize = 32 << 10;
 /// As which target an old client stands in outcomes.
@@ -228,7 +225,7 @@ impl Courier {
     fn collect(&mut self) {
         let Some(event) = &self.waiting else { return };
         let bytes = self.batch.bytes + event.encoded_len();
-        if bytes > MESSAGE_BYTES {
+        if bytes > MAX_GO_MESSAGE_BYTES {
             return;
         }
         if bytes > OWN_BYTES {
@@ -323,9 +320,9 @@ impl Courier {
             let detail = "it is for another target";
             return self.acknowledge(vec![sequence], OutcomeResult::Filtered, detail);
         }
-        let message = v1::WebhookEventsResponse { webhook_events: vec![event::to_old(event)] };
+        let message = v1::WebhookEventsResponse { webhook_events: vec![event.into()] };
         let bytes = message.encoded_len();
-        if bytes <= MESSAGE_BYTES {
+        if bytes <= MAX_GO_MESSAGE_BYTES {
             self.waiting = Some(message);
             return;
         }
@@ -338,7 +335,7 @@ impl Courier {
         );
         self.metrics.held_back.inc();
         let detail = format!(
-            "held back: it is {bytes} bytes, and a client of the Go implementation takes {MESSAGE_BYTES} at most; \
+            "held back: it is {bytes} bytes, and a client of the Go implementation takes {MAX_GO_MESSAGE_BYTES} at most; \
              replace the client by gitstafette-client and redeliver the event"
         );
         self.acknowledge(vec![sequence], OutcomeResult::Failed, &detail);

@@ -4,7 +4,6 @@
 //! Read on in `fetch`, which opens a stream, and `courier`, which brings its events; then `push`.
 
 mod courier;
-mod event;
 mod fetch;
 mod push;
 mod status;

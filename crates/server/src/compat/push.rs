@@ -16,6 +16,7 @@ use gitstafette_core::classify::Hearsay;
 use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Appended;
 use gitstafette_core::verify::{SignatureError, Unverified};
+use gitstafette_proto::convert::from_go_headers;
 use gitstafette_proto::v1;
 use http::header;
 use prost::Message;
@@ -26,7 +27,6 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstEncoder;
 use tracing::{Instrument, warn};
 
-use super::event::from_old;
 use crate::auth::{AuthError, Peer};
 use crate::ingest::{Account, Counted, Ingest, Problem, Refusal, Seen, Trust, status};
 
@@ -131,7 +131,7 @@ async fn receive(
     seen: &mut Seen,
 ) -> Result<Appended, Refusal> {
     let event = request.webhook_event.unwrap_or_default();
-    let headers = from_old(event.headers)?;
+    let headers = from_go_headers(event.headers)?;
     let hearsay = Hearsay {
         delivery_id: event.event_id.parse().ok(),
         repository_id: request.repository_id.trim().parse().ok().map(RepositoryId),

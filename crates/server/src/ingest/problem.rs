@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use gitstafette_core::classify::ClassifyError;
 use gitstafette_core::store::StoreError;
 use gitstafette_core::verify::SignatureError;
+use gitstafette_proto::convert::GoHeaderError;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
@@ -24,8 +25,8 @@ pub(crate) enum Refusal {
     Signature(#[from] SignatureError),
     #[error(transparent)]
     Classify(#[from] ClassifyError),
-    #[error("the header {0:?} has a name or a value that HTTP cannot carry")]
-    NoHeader(String),
+    #[error(transparent)]
+    NoHeader(#[from] GoHeaderError),
     #[error("the body is larger than {limit} bytes; the server's limit is set with --body-limit")]
     TooLarge { limit: u64 },
     #[error("the body did not arrive within {} s", .0.as_secs())]

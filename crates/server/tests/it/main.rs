@@ -16,6 +16,7 @@ mod ingest;
 mod listening;
 mod memory;
 mod network;
+mod old_server;
 mod programs;
 mod relay;
 mod streams;

@@ -191,8 +191,8 @@ async fn a_message_is_no_larger_than_old_clients_take() {
     for sequence in 2..=4 {
         rig.event(sequence, 1_500_000);
     }
-    rig.event(5, MESSAGE_BYTES);
-    rig.event(6, MESSAGE_BYTES - 100);
+    rig.event(5, MAX_GO_MESSAGE_BYTES);
+    rig.event(6, MAX_GO_MESSAGE_BYTES - 100);
     assert_eq!(next(&mut got).await, (5, vec![2, 3]));
     assert_eq!(next(&mut got).await, (10, vec![4]));
     assert_eq!(next(&mut got).await, (15, vec![6]), "just within the limit");
