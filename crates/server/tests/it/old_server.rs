@@ -144,7 +144,7 @@ fn event(delivery_id: &str, payload: &str) -> v1::WebhookEvent {
     let fields = request.headers.iter();
     headers
         .extend(fields.map(|(name, value)| v1::Header { name: (*name).to_owned(), values: value.clone() }));
-    v1::WebhookEvent { event_id: delivery_id.to_owned(), body: request.body.into(), headers, sequence: 0 }
+    v1::WebhookEvent { event_id: delivery_id.to_owned(), body: request.body, headers, sequence: 0 }
 }
 
 fn ids(prefix: &str, count: usize) -> Vec<String> {
