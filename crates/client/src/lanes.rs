@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::lane::{self, Report};
 use crate::queue::{Parcel, Queue};
@@ -99,14 +100,16 @@ impl Lanes {
                 stop: self.generation.clone(),
             };
             let (before, end) = (self.ending.remove(key), ended.clone().drop_guard());
-            self.tasks.spawn(async move {
+            let deliver = async move {
                 // The order at the target holds across generations, even if this one is stopped meanwhile.
                 if let Some(before) = before {
                     before.cancelled().await;
                 }
                 lane.run().await;
                 drop(end);
-            });
+            };
+            // A server runs many clients, its relays: their spans tell whose deliveries a line is about.
+            self.tasks.spawn(deliver.in_current_span());
             Lane {
                 given,
                 held: Load::default(),

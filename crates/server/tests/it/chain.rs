@@ -230,6 +230,10 @@ async fn the_logs_tell_an_events_whole_way() {
     // Each needs what the one before it did.
     let times = stories.each_ref().map(|story| &story[0].0);
     assert!(times.is_sorted(), "{times:?}");
+    // A relay's lines say which it is, and where to.
+    let line = edge.log().into_iter().find(|line| line["message"] == "delivered").unwrap();
+    assert_eq!(line["span"]["relay.name"], "push.middle", "{line}");
+    assert_eq!(line["target.name"], middle.grpc().to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
