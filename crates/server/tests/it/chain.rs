@@ -105,7 +105,7 @@ async fn two_ways_survive_kills_of_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_circulates_in_a_ring() {
-    let each = at_length(60, 2_000);
+    let each = at_length(60, 1_000);
     let names = ["a", "b", "c"];
     let mut ring = Vec::new();
     for name in names {

@@ -48,7 +48,7 @@ impl Load {
                     permits.acquire().await.unwrap().forget();
                     let id = format!("{prefix}-{sender}-{number}");
                     assert_eq!(
-                        http.send("push", &id, &payload(&id)).await.status(),
+                        soon(http.send("push", &id, &payload(&id))).await.status(),
                         StatusCode::CREATED,
                         "{id}"
                     );
@@ -65,7 +65,7 @@ impl Load {
 
     /// Waits until all are sent.
     pub async fn sent(mut self) {
-        while let Some(sent) = soon(self.sending.join_next()).await {
+        while let Some(sent) = self.sending.join_next().await {
             sent.unwrap();
         }
     }
