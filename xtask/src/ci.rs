@@ -93,11 +93,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 /// The tests of faults that take time, at the length they have in life: a target away for a minute, a thousand
-/// reconnects, a minute of short stream windows. What they print is shown.
+/// reconnects, a minute of short stream windows, ten thousand webhooks through servers that are killed. What they print
+/// is shown.
 pub(crate) fn faults() -> anyhow::Result<()> {
     let arguments = ["test", "--package", "gitstafette-server", "--test", "it", "--locked", "--"];
     let mut command = cargo::command();
-    command.args(arguments).args(["network::", "targets::", "--nocapture"]);
+    command.args(arguments).args(["network::", "targets::", "chain::", "--nocapture"]);
     let status = command.env("GITSTAFETTE_FAULTS_AT_LENGTH", "1").status().context("cargo did not start")?;
     if !status.success() {
         bail!("a fault was not survived: {status}");

@@ -23,7 +23,7 @@ tasks:
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
   chaos [--rounds N]   kill -9 of server and client under load, N times (100); fails if a webhook was
                        lost, changed or overtaken
-  faults               the tests of targets and networks that fail, at the length faults have in life
+  faults               the tests of targets, networks and chains that fail, at the length faults have in life
   bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load
   soak [--minutes N]   a steady load for N minutes (30): whether memory, disk and latency stay as they
                        are; fails if a webhook was lost or refused

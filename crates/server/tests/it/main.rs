@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod admin;
+mod chain;
 mod commands;
 mod compat;
 mod crash;

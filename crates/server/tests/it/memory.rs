@@ -21,7 +21,7 @@ use crate::programs::Program;
 use crate::support::{Sender, TOKEN, TestClient, TestTarget, options, payload, soon};
 
 /// What the largest webhook may make of a server on a small machine.
-const MOST: u64 = 100 << 20;
+pub const MOST: u64 = 100 << 20;
 
 /// The most that a process ever had resident, in bytes (proc_pid_status(5)); `None` where the system does not tell.
 fn peak(program: &Program) -> Option<u64> {
@@ -30,7 +30,8 @@ fn peak(program: &Program) -> Option<u64> {
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10)
 }
 
-fn is_bounded(program: &Program, most: u64) {
+/// Whether it never had more resident than this.
+pub fn is_bounded(program: &Program, most: u64) {
     match peak(program) {
         None => println!("SKIPPED: this system does not tell the memory of a process"),
         Some(peak) => {

@@ -1,5 +1,7 @@
 //! The server's program: its command line, its first screen, its end.
 
+use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -11,6 +13,8 @@ pub struct Program {
     child: tokio::process::Child,
     /// `None` once nobody reads it.
     log: Option<tokio::io::Lines<BufReader<tokio::process::ChildStderr>>>,
+    /// Copies the log to a file until the process has ended.
+    copying: Option<tokio::task::JoinHandle<()>>,
     pub http: String,
     pub grpc: std::net::SocketAddr,
 }
@@ -30,12 +34,12 @@ async fn output(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, Strin
 
 impl Program {
     /// Starts a server on ports that the system chooses and waits until it listens.
-    pub async fn start(folder: &std::path::Path, more: &[&str]) -> Self {
+    pub async fn start(folder: &Path, more: &[&str]) -> Self {
         Self::watching("octo-harbor/*", folder, more).await
     }
 
     /// Likewise, with another watchlist.
-    pub async fn watching(repositories: &str, folder: &std::path::Path, more: &[&str]) -> Self {
+    pub async fn watching(repositories: &str, folder: &Path, more: &[&str]) -> Self {
         let store = folder.to_str().unwrap();
         let mut arguments = vec!["--store", store, "--repositories", repositories, "--bind", "127.0.0.1"];
         arguments.extend([
@@ -63,12 +67,41 @@ impl Program {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let http = field(&mut log, "http.address").await;
         let grpc = field(&mut log, "grpc.address").await.parse().unwrap();
-        Self { child, log: Some(log), http: format!("http://{http}/v1/github/"), grpc }
+        Self { child, log: Some(log), copying: None, http: format!("http://{http}/v1/github/"), grpc }
+    }
+
+    /// Starts a server whose settings are in one file and waits until it listens. What it logs from then on is added to
+    /// another file.
+    pub async fn configured(settings: &Path, log: &Path) -> Self {
+        let mut program = Self::run(&["--config", settings.to_str().unwrap()], &[]).await;
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let mut lines = program.log.take().unwrap();
+        program.copying = Some(tokio::spawn(async move {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                writeln!(file, "{line}").unwrap();
+            }
+        }));
+        program
     }
 
     /// Kills it as a power cut would.
     pub async fn kill_9(mut self) {
         self.child.kill().await.unwrap();
+        self.log_is_copied().await;
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn stop(mut self) {
+        self.terminate();
+        assert_eq!(self.exit_code().await, Some(0));
+        self.log_is_copied().await;
+    }
+
+    /// The log ends with the process.
+    async fn log_is_copied(&mut self) {
+        if let Some(copying) = self.copying.take() {
+            soon(copying).await.unwrap();
+        }
     }
 
     /// Its process id.
@@ -111,7 +144,7 @@ impl Program {
 async fn field(log: &mut tokio::io::Lines<BufReader<tokio::process::ChildStderr>>, name: &str) -> String {
     loop {
         let line = soon(log.next_line()).await.unwrap().expect("the program ended before it listened");
-        let line: serde_json::Value = serde_json::from_str(&line).expect("a log line is JSON");
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { panic!("no JSON: {line}") };
         if let Some(value) = line[name].as_str() {
             return value.to_owned();
         }
@@ -243,8 +276,8 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 /// The files of this name below `examples`, each with its secrets' folder replaced by one that exists.
-fn example_files(name: &str, secrets: &std::path::Path) -> Vec<String> {
-    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+fn example_files(name: &str, secrets: &Path) -> Vec<String> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let folders = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path());
     folders
         .filter_map(|folder| std::fs::read_to_string(folder.join(name)).ok())
