@@ -29,6 +29,9 @@ pub use operator::{
 pub const MAX_DETAIL_BYTES: usize = 2048;
 /// The most patterns that one subscription may name.
 pub const MAX_PATTERNS: usize = 1000;
+/// The most header fields that an event may have. hyper takes 100 with a request; what the Go implementation sends is three
+/// empty ones with each.
+pub const MAX_HEADERS: usize = 1000;
 /// The most events that a subscription may have deferred.
 pub const MAX_DEFERRED: usize = 16_384;
 /// The longest name of a target or a server, in bytes.
@@ -256,6 +259,9 @@ impl TryFrom<v1::Event> for Event {
     type Error = WireError;
 
     fn try_from(wire: v1::Event) -> Result<Self, WireError> {
+        if wire.headers.len() > MAX_HEADERS {
+            return Err(WireError::new("headers", format!("more than {MAX_HEADERS} fields")));
+        }
         let headers: Headers = wire.headers.into_iter().map(|field| (field.name, field.value)).collect();
         let facts = Facts {
             source: parse("source", &wire.source)?,

@@ -409,18 +409,17 @@ impl Shared {
         H::Future: Send + 'static,
     {
         let auth = &options.clients;
-        let service = Arc::new(Service {
+        let service = Service {
             subscriptions: Arc::clone(&self.subscriptions),
-            publications: self.publications(options),
             compat: Compat {
                 subscriptions: Arc::clone(&self.subscriptions),
                 metrics: Arc::clone(&self.metrics),
             },
             admin: Arc::clone(&self.admin),
             auth: auth.clone(),
-        });
-        let publish = publish::router(Arc::clone(&service), Arc::clone(&ingest), auth.clone());
-        let service = GitstafetteServer::from_arc(service)
+        };
+        let publications = Publications { intake: Arc::clone(&self.intake), ingest: Arc::clone(&ingest) };
+        let service = GitstafetteServer::new(service)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let info = InfoServer::new(self.info(options, at));
@@ -434,19 +433,8 @@ impl Shared {
             .add_service(InterceptedService::new(info, auth.clone()))
             .add_service(InterceptedService::new(reflection, auth.clone()))
             .into_axum_router()
-            .merge(publish)
+            .merge(publish::router(publications))
             .merge(compat::push_router(ingest))
-    }
-
-    fn publications(&self, options: &ServerOptions) -> Publications {
-        // Who showed something is believed.
-        let signature = options.signature.clone().filter(|_| !options.clients.asks_publishers());
-        Publications {
-            intake: Arc::clone(&self.intake),
-            signature,
-            tasks: self.tasks.clone(),
-            draining: self.ending.stop.clone(),
-        }
     }
 
     fn info(&self, options: &ServerOptions, at: SocketAddr) -> InfoService {

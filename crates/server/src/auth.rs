@@ -40,6 +40,18 @@ pub struct ClientAuth {
     /// Tokens of servers that publish here: what they hand on is believed without a signature. Without any, clients may
     /// publish.
     pub publisher_tokens: Vec<Secret>,
+    /// Whether what clients publish is believed, too. Where hooks have secrets of their own the webhook's signature must hold:
+    /// who may read must not be able to forge.
+    pub believes_clients: bool,
+}
+
+/// Whether a caller that may publish is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publisher {
+    /// What it hands on is taken as it says.
+    Believed,
+    /// The webhook's signature must hold, if the server has secrets.
+    Unproven,
 }
 
 impl ClientAuth {
@@ -97,17 +109,20 @@ impl ClientAuth {
         if self.tokens.is_empty() { Ok(()) } else { self.check_token(authorization) }
     }
 
-    /// Whether the caller may publish. Where nobody needs a token, everybody may.
-    pub(crate) fn check_publisher(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
-        if self.publisher_tokens.is_empty() {
-            return self.check_client(authorization);
+    /// Whether the caller may publish, and is believed. Where nobody needs a token, everybody may.
+    pub(crate) fn publisher(
+        &self,
+        authorization: Option<&[u8]>,
+        peer: Option<&Peer>,
+    ) -> Result<Publisher, AuthError> {
+        self.check(authorization, peer.map(|peer| peer.certificate))?;
+        if !self.publisher_tokens.is_empty() {
+            self.shows(authorization, [&self.publisher_tokens, &[]], AuthError::NotPublisher)?;
+            return Ok(Publisher::Believed);
         }
-        self.shows(authorization, [&self.publisher_tokens, &[]], AuthError::NotPublisher)
-    }
-
-    /// Whether a publisher has to show something, so that it can be believed.
-    pub(crate) fn asks_publishers(&self) -> bool {
-        self.is_required() || !self.publisher_tokens.is_empty()
+        self.check_client(authorization)?;
+        let is_believed = self.is_required() && self.believes_clients;
+        Ok(if is_believed { Publisher::Believed } else { Publisher::Unproven })
     }
 
     /// Whether the caller is an operator.
@@ -243,13 +258,16 @@ mod tests {
         assert_eq!(apart.check(Some(b"Bearer publisher"), None), Ok(()), "it is known");
         assert_eq!(apart.check_client(Some(b"Bearer publisher")), Err(AuthError::NotClient));
         assert_eq!(apart.check_client(Some(b"Bearer client")), Ok(()));
-        assert_eq!(apart.check_publisher(Some(b"Bearer publisher")), Ok(()));
-        assert_eq!(apart.check_publisher(Some(b"Bearer client")), Err(AuthError::NotPublisher));
-        assert_eq!(apart.check_publisher(None), Err(AuthError::Missing));
+        assert_eq!(apart.publisher(Some(b"Bearer publisher"), None), Ok(Publisher::Believed));
+        assert_eq!(apart.publisher(Some(b"Bearer client"), None), Err(AuthError::NotPublisher));
+        assert_eq!(apart.publisher(None, None), Err(AuthError::Missing));
         assert_eq!(apart.check_operator(Some(b"Bearer publisher")), Err(AuthError::NotOperator));
         let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
-        assert_eq!(alike.check_publisher(Some(b"Bearer client")), Ok(()));
-        assert_eq!(alike.check_publisher(Some(b"Bearer other")), Err(AuthError::Wrong));
-        assert_eq!(ClientAuth::default().check_publisher(None), Ok(()));
+        assert_eq!(alike.publisher(Some(b"Bearer client"), None), Ok(Publisher::Unproven));
+        assert_eq!(alike.publisher(Some(b"Bearer other"), None), Err(AuthError::Wrong));
+        let trusting = ClientAuth { believes_clients: true, ..alike };
+        assert_eq!(trusting.publisher(Some(b"Bearer client"), None), Ok(Publisher::Believed));
+        let open = ClientAuth { believes_clients: true, ..ClientAuth::default() };
+        assert_eq!(open.publisher(None, None), Ok(Publisher::Unproven), "nobody has shown anything");
     }
 }

@@ -77,6 +77,8 @@ impl Config {
         let clients_tokens = settings.secrets("client-token");
         let unsigned = settings.flag("allow-unsigned");
         let mut secrets = settings.secrets("webhook-hmac");
+        // With the clients' token as the only secret, clients can sign whatever they like anyway.
+        let believes_clients = secrets.is_empty();
         // Who allows unsigned webhooks and names no secret has hooks without one: the token is for clients only.
         if secrets.is_empty() && !unsigned {
             secrets.clone_from(&clients_tokens);
@@ -84,7 +86,13 @@ impl Config {
         let (tls, certificate) = tls(settings);
         let operator_tokens = settings.secrets("admin-token");
         let publisher_tokens = settings.secrets("publisher-token");
-        let clients = ClientAuth { tokens: clients_tokens, certificate, operator_tokens, publisher_tokens };
+        let clients = ClientAuth {
+            tokens: clients_tokens,
+            certificate,
+            operator_tokens,
+            publisher_tokens,
+            believes_clients,
+        };
         let signature = Some(secrets).filter(|secrets| !secrets.is_empty()).map(GitHubSignature::new);
         let verified = unsigned || signature.is_some();
         let (listeners, open) = listeners(settings, verified, clients.is_required());

@@ -1,6 +1,6 @@
 //! The gRPC service `Gitstafette`: every method on one screen. Subscriptions are for clients, the first methods for those
-//! of the Go implementation, publishing is for other servers, all else for operators. `WebhookEventPush` has other callers,
-//! and stands in `compat`.
+//! of the Go implementation, all else for operators. `Publish` and `WebhookEventPush` are for other servers, with messages and
+//! callers of their own, and stand in `publish` and `compat`.
 
 use std::sync::Arc;
 
@@ -14,8 +14,6 @@ use tracing::warn;
 use crate::admin::Admin;
 use crate::auth::{AuthError, ClientAuth, Peer};
 use crate::compat::Compat;
-use crate::ingest::Account;
-use crate::publish::Publications;
 use crate::subscribe::{Subscriber, Subscriptions};
 
 /// Serves all of them. Callers are authenticated before they come here; what one may do is looked at here.
@@ -23,7 +21,6 @@ use crate::subscribe::{Subscriber, Subscriptions};
 pub(crate) struct Service {
     pub(crate) subscriptions: Arc<Subscriptions>,
     pub(crate) compat: Compat,
-    pub(crate) publications: Publications,
     pub(crate) admin: Arc<Admin>,
     pub(crate) auth: ClientAuth,
 }
@@ -85,16 +82,6 @@ impl Gitstafette for Service {
         let subscriber = Subscriber::client(request.extensions().get());
         let requests = Box::pin(self.allow(request, ClientAuth::check_client)?);
         self.subscriptions.subscribe(subscriber, requests).await.map(Response::new)
-    }
-
-    async fn publish(
-        &self,
-        request: Request<Streaming<v1::PublishRequest>>,
-    ) -> Result<Response<BoxStream<v1::PublishResponse>>, Status> {
-        let account = request.extensions().get::<Account>().cloned();
-        let account = account.ok_or_else(|| Status::internal("the request is not counted"))?;
-        let requests = self.allow(request, ClientAuth::check_publisher)?;
-        Ok(Response::new(self.publications.publish(requests, account)))
     }
 
     async fn list_events(

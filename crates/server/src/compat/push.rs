@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::post;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use gitstafette_core::classify::Hearsay;
 use gitstafette_core::repository::RepositoryId;
@@ -19,32 +19,23 @@ use gitstafette_core::verify::{SignatureError, Unverified};
 use gitstafette_proto::convert::from_go_headers;
 use gitstafette_proto::v1;
 use http::header;
-use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status};
-use tonic_prost::ProstEncoder;
 use tracing::{Instrument, warn};
 
-use crate::auth::{AuthError, Peer};
-use crate::ingest::{Account, Counted, Ingest, Problem, Refusal, Seen, Trust, status};
+use crate::auth::{AuthError, Peer, Publisher};
+use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Problem, Refusal, Seen, Trust, status};
 
 /// Where tonic puts the method.
 const PATH: &str = "/gitstafette.v1.Gitstafette/WebhookEventPush";
-/// How many header fields a message may have. On the wire an empty one takes 2 bytes, in memory 48: a message of 26 MiB
-/// could become one of 600 MiB. hyper takes 100 with a request; the Go implementation sends three empty ones with each.
-const MAX_HEADERS: usize = 1000;
 
 /// Who pushes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Caller {
-    /// It has shown what is asked of clients.
-    Authenticated,
+    /// It has shown what is asked for.
+    Known(Publisher),
     /// It has shown no token, though one is asked for: the webhook's signature must hold.
     WithoutToken,
-    /// Nothing is asked for: the webhook's signature must hold, if the server has secrets.
-    Anybody,
 }
 
 /// The one method, at its path.
@@ -69,23 +60,21 @@ async fn push(
     };
     let span = tracing::info_span!("push", client.address = address);
     let limits = ingest.limits();
-    let limit = limits.message_bytes();
-    let account = ingest.account(limit);
-    let request = request.map(|body| Counted::new(body, account.clone()).within(limits.request_timeout));
+    let account = ingest.account();
+    let request = request.map(|body| Counted::new(body, account.clone(), limits.request_timeout));
+    let codec = CarrierCodec::new(account.clone());
     let method = tower::service_fn(move |request: Request<v1::WebhookEventPushRequest>| {
         let (ingest, account) = (Arc::clone(&ingest), account.clone());
         take(ingest, caller, request.into_inner(), account).instrument(span.clone())
     });
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    Grpc::new(PushCodec).apply_max_message_size_config(Some(limit), None).unary(method, request).await
+    let limit = usize::try_from(limits.message_bytes()).unwrap_or(usize::MAX);
+    Grpc::new(codec).apply_max_message_size_config(Some(limit), None).unary(method, request).await
 }
 
+/// Who pushes. A token that is missing may be made up for by the webhook's signature, if there is a secret to check it.
 fn caller(ingest: &Ingest, authorization: Option<&[u8]>, peer: Option<&Peer>) -> Result<Caller, AuthError> {
-    let auth = &ingest.auth;
-    let known = auth.check(authorization, peer.map(|peer| peer.certificate));
-    match known.and_then(|()| auth.check_publisher(authorization)) {
-        Ok(()) if auth.asks_publishers() => Ok(Caller::Authenticated),
-        Ok(()) => Ok(Caller::Anybody),
+    match ingest.auth.publisher(authorization, peer) {
+        Ok(publisher) => Ok(Caller::Known(publisher)),
         Err(AuthError::Missing) if ingest.verifies() => Ok(Caller::WithoutToken),
         Err(error) => Err(error),
     }
@@ -132,14 +121,11 @@ async fn receive(
 ) -> Result<Appended, Refusal> {
     let event = request.webhook_event.unwrap_or_default();
     let headers = from_go_headers(event.headers)?;
-    let hearsay = Hearsay {
-        delivery_id: event.event_id.parse().ok(),
-        repository_id: request.repository_id.trim().parse().ok().map(RepositoryId),
-    };
-    let trust = match caller {
-        Caller::Authenticated => Trust::Caller(hearsay),
-        Caller::WithoutToken | Caller::Anybody => Trust::Signature(hearsay),
-    };
+    let is_believed = caller == Caller::Known(Publisher::Believed) || !ingest.verifies();
+    // A signature says nothing of what stands beside the webhook: by it alone nobody chooses the repository.
+    let repository_id = request.repository_id.trim().parse().ok().map(RepositoryId).filter(|_| is_believed);
+    let hearsay = Hearsay { delivery_id: event.event_id.parse().ok(), repository_id };
+    let trust = if is_believed { Trust::Caller(hearsay) } else { Trust::Signature(hearsay) };
     // Copied: a slice of the message would keep all of that alive.
     let body = Bytes::copy_from_slice(&event.body);
     drop(event.body);
@@ -172,69 +158,6 @@ fn unauthenticated(problem: Problem) -> Status {
     ))
 }
 
-/// Prost's codec, with a look at what a message would become before it is decoded.
-struct PushCodec;
-
-struct PushDecoder;
-
-impl Codec for PushCodec {
-    type Encode = v1::WebhookEventPushResponse;
-    type Decode = v1::WebhookEventPushRequest;
-    type Encoder = ProstEncoder<Self::Encode>;
-    type Decoder = PushDecoder;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
-    }
-
-    fn decoder(&mut self) -> PushDecoder {
-        PushDecoder
-    }
-}
-
-impl Decoder for PushDecoder {
-    type Item = v1::WebhookEventPushRequest;
-    type Error = Status;
-
-    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let malformed = || Status::invalid_argument("the message is not a WebhookEventPushRequest");
-        let headers = headers_in(message.chunk()).ok_or_else(malformed)?;
-        if headers > MAX_HEADERS {
-            return Err(Status::invalid_argument(format!("more than {MAX_HEADERS} header fields")));
-        }
-        Self::Item::decode(message).map(Some).map_err(|_| malformed())
-    }
-}
-
-/// How many header fields an encoded push has; `None` if it cannot be read. The numbers are those of
-/// `WebhookEventPushRequest.webhook_event` and `WebhookEvent.headers`.
-fn headers_in(message: &[u8]) -> Option<usize> {
-    let mut headers = 0;
-    each_field(message, 3, |event| {
-        each_field(event, 3, |_| {
-            headers += 1;
-            Some(())
-        })
-    })?;
-    Some(headers)
-}
-
-/// Visits every field of this number that has a length (Protocol Buffers' documentation, "Encoding").
-fn each_field(mut message: &[u8], number: u32, mut visit: impl FnMut(&[u8]) -> Option<()>) -> Option<()> {
-    while message.has_remaining() {
-        let (found, wire_type) = decode_key(&mut message).ok()?;
-        if found != number || wire_type != WireType::LengthDelimited {
-            skip_field(wire_type, found, &mut message, DecodeContext::default()).ok()?;
-            continue;
-        }
-        let length = usize::try_from(decode_varint(&mut message).ok()?).ok()?;
-        let (field, rest) = message.split_at_checked(length)?;
-        visit(field)?;
-        message = rest;
-    }
-    Some(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,52 +169,5 @@ mod tests {
         assert_eq!(code(StoreError::Overloaded.into()), "503");
         assert_eq!(code(StoreError::Closed.into()), "503");
         assert_eq!(code(Refusal::Internal), "500");
-    }
-
-    fn three_headers() -> v1::WebhookEventPushRequest {
-        let event = v1::WebhookEvent {
-            event_id: "delivery-1".to_owned(),
-            body: Bytes::from_static(b"{}"),
-            headers: vec![v1::Header::default(); 3],
-            sequence: 7,
-        };
-        v1::WebhookEventPushRequest {
-            cliend_id: "myself".to_owned(),
-            repository_id: "537845873".to_owned(),
-            webhook_event: Some(event),
-        }
-    }
-
-    #[test]
-    fn headers_are_counted_before_they_are_decoded() {
-        let push = three_headers();
-        let once = push.encode_to_vec();
-        assert_eq!(headers_in(&once), Some(3));
-        assert_eq!(headers_in(&once.repeat(2)), Some(6), "a message that comes twice is merged");
-        assert_eq!(headers_in(&[]), Some(0));
-        for cut in 1..once.len() {
-            let readable = v1::WebhookEventPushRequest::decode(&once[..cut]).is_ok();
-            assert_eq!(headers_in(&once[..cut]).is_some(), readable, "{cut}");
-        }
-    }
-
-    #[test]
-    fn no_bytes_become_more_headers_than_were_counted() {
-        let mut random = fastrand::Rng::with_seed(7);
-        let whole = three_headers().encode_to_vec();
-        let mut readable = 0;
-        for _ in 0..50_000 {
-            let mut message = whole.repeat(random.usize(1..3));
-            for _ in 0..random.usize(1..4) {
-                let at = random.usize(..message.len());
-                message[at] = random.u8(..);
-            }
-            if let Ok(push) = v1::WebhookEventPushRequest::decode(&*message) {
-                let headers = push.webhook_event.map_or(0, |event| event.headers.len());
-                assert_eq!(headers_in(&message), Some(headers), "{message:?}");
-                readable += 1;
-            }
-        }
-        assert!(readable > 1000, "{readable}");
     }
 }

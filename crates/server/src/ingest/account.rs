@@ -17,8 +17,23 @@ use tonic::Status;
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     inflight: Arc<Semaphore>,
-    held: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    held: Arc<Mutex<Held>>,
     limit: u64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    permit: Option<OwnedSemaphorePermit>,
+    /// Bytes of the messages that were decoded and not dealt with.
+    decoded: usize,
+    /// How often messages were dealt with.
+    settled: u64,
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
 }
 
 impl Account {
@@ -30,8 +45,7 @@ impl Account {
     /// Counts bytes that came.
     fn take(&self, bytes: usize) -> Result<(), Status> {
         let mut held = self.held();
-        let before = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if (before + bytes) as u64 > self.limit {
+        if (held.bytes() + bytes) as u64 > self.limit {
             return Err(Status::resource_exhausted(format!(
                 "more than {} bytes at once; the server's limit is set with --body-limit",
                 self.limit
@@ -43,22 +57,35 @@ impl Account {
             .ok_or_else(|| {
                 Status::unavailable("too many bytes of webhooks are being received at once; try again")
             })?;
-        match &mut *held {
+        match &mut held.permit {
             Some(all) => all.merge(permit),
-            None => *held = Some(permit),
+            None => held.permit = Some(permit),
         }
         Ok(())
     }
 
-    /// Gives bytes back that were dealt with; a stream of messages does it message by message.
-    pub(crate) fn release(&self, bytes: usize) {
+    /// Notes that a message of so many bytes was decoded.
+    pub(super) fn decoded(&self, bytes: usize) {
+        self.held().decoded += bytes;
+    }
+
+    /// Gives back what the messages take that were decoded: they are dealt with. A stream does it message by message.
+    pub(crate) fn settle(&self) {
         let mut held = self.held();
-        if let Some(all) = &mut *held {
+        held.settled += 1;
+        let bytes = std::mem::take(&mut held.decoded);
+        if let Some(all) = &mut held.permit {
             drop(all.split(bytes.min(all.num_permits())));
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+    /// How often messages were dealt with; `None` if nothing is held.
+    fn progress(&self) -> Option<u64> {
+        let held = self.held();
+        (held.bytes() > 0).then_some(held.settled)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -69,24 +96,32 @@ impl Account {
 pub(crate) struct Counted<B> {
     body: B,
     account: Account,
-    deadline: Option<Deadline>,
-}
-
-#[derive(Debug)]
-struct Deadline {
-    sleep: Pin<Box<Sleep>>,
-    after: Duration,
+    /// How long a message may take to come.
+    patience: Duration,
+    /// When the message that is coming must be there, and how many were dealt with before it.
+    deadline: Option<(Pin<Box<Sleep>>, u64)>,
 }
 
 impl<B> Counted<B> {
-    /// `body`, counted on `account`.
-    pub(crate) fn new(body: B, account: Account) -> Self {
-        Self { body, account, deadline: None }
+    /// `body`, counted on `account`. Each of its messages must have come within `patience` of its first bytes; between two it
+    /// may rest.
+    pub(crate) fn new(body: B, account: Account, patience: Duration) -> Self {
+        Self { body, account, patience, deadline: None }
     }
 
-    /// It must have come as a whole by then.
-    pub(crate) fn within(self, after: Duration) -> Self {
-        Self { deadline: Some(Deadline { sleep: Box::pin(tokio::time::sleep(after)), after }), ..self }
+    /// Whether the message that is coming takes too long.
+    fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(settled) = self.account.progress() else {
+            self.deadline = None;
+            return Poll::Pending;
+        };
+        if self.deadline.as_ref().is_none_or(|(_, before)| *before != settled) {
+            self.deadline = Some((Box::pin(tokio::time::sleep(self.patience)), settled));
+        }
+        match &mut self.deadline {
+            Some((sleep, _)) => sleep.as_mut().poll(context),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -99,12 +134,10 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Counted<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(frame) = pin!(&mut self.body).poll_frame(context) else {
-            let Some(deadline) = &mut self.deadline else { return Poll::Pending };
-            let after = deadline.after.as_secs();
-            return deadline.sleep.as_mut().poll(context).map(|()| {
-                Some(Err(
-                    Status::deadline_exceeded(format!("the body did not arrive within {after} s")).into()
-                ))
+            let seconds = self.patience.as_secs();
+            return self.poll_stalled(context).map(|()| {
+                Some(Err(Status::deadline_exceeded(format!("the message did not arrive within {seconds} s"))
+                    .into()))
             });
         };
         Poll::Ready(frame.map(|frame| {
@@ -128,7 +161,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Counted<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::stream;
+    use futures_util::{StreamExt, stream};
     use http_body_util::{BodyExt, StreamBody};
     use tonic::Code;
 
@@ -142,29 +175,42 @@ mod tests {
         error.downcast::<Status>().unwrap().code()
     }
 
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     #[tokio::test]
     async fn what_came_is_held_until_it_is_dealt_with() {
         let inflight = Arc::new(Semaphore::new(100));
         let account = Account::new(Arc::clone(&inflight), 80);
-        Counted::new(body(&[30, 40]), account.clone()).collect().await.unwrap();
+        let counted = |chunks: &[usize], account: &Account| {
+            Counted::new(body(chunks), account.clone(), PATIENCE).collect()
+        };
+        counted(&[30, 40], &account).await.unwrap();
         assert_eq!(inflight.available_permits(), 30);
-        let more = Counted::new(body(&[5, 10]), account.clone()).collect().await.unwrap_err();
+        let more = counted(&[5, 10], &account).await.unwrap_err();
         assert_eq!(code(more), Code::ResourceExhausted, "its own limit");
-        account.release(60);
+        account.decoded(60);
+        account.settle();
         assert_eq!(inflight.available_permits(), 85);
         let other = Account::new(Arc::clone(&inflight), 1000);
-        let no_room = Counted::new(body(&[86]), other).collect().await.unwrap_err();
+        let no_room = counted(&[86], &other).await.unwrap_err();
         assert_eq!(code(no_room), Code::Unavailable, "the limit of all");
-        account.release(1000);
+        account.settle();
+        assert_eq!(inflight.available_permits(), 85, "nothing was decoded since");
         drop(account);
         assert_eq!(inflight.available_permits(), 100);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_come_is_not_waited_for() {
-        let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, BoxError>>());
+    async fn a_message_that_does_not_come_is_not_waited_for_and_rest_between_two_is() {
+        let chunks = stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from(vec![0; 10])))]);
+        let never = StreamBody::new(chunks.chain(stream::pending()));
         let account = Account::new(Arc::new(Semaphore::new(100)), 100);
-        let counted = Counted::new(never, account).within(Duration::from_secs(30));
-        assert_eq!(code(counted.collect().await.unwrap_err()), Code::DeadlineExceeded);
+        let mut counted = Counted::new(never, account.clone(), PATIENCE);
+        counted.frame().await.unwrap().unwrap();
+        account.decoded(10);
+        account.settle();
+        assert!(tokio::time::timeout(10 * PATIENCE, counted.frame()).await.is_err(), "nothing is on its way");
+        account.take(3).unwrap();
+        assert_eq!(code(counted.frame().await.unwrap().unwrap_err()), Code::DeadlineExceeded);
     }
 }

@@ -2,6 +2,7 @@
 
 mod account;
 mod body;
+mod carrier;
 mod jenkins;
 mod listing;
 mod problem;
@@ -30,6 +31,7 @@ use crate::watchlist::LiveWatchlist;
 
 pub(crate) use account::{Account, Counted};
 pub(crate) use body::BodyReader;
+pub(crate) use carrier::CarrierCodec;
 pub(crate) use problem::{Problem, Refusal};
 pub(crate) use receive::{Seen, Trust, status};
 
@@ -48,10 +50,13 @@ pub struct IngestLimits {
 /// room for (`MAX_MESSAGE_BYTES`).
 const ENVELOPE_BYTES: u64 = 1 << 20;
 
+/// What stands before a message in its stream, in bytes.
+const MESSAGE_PREFIX: u64 = 5;
+
 impl IngestLimits {
-    /// The largest message that carries a webhook, in bytes.
+    /// The largest message that carries a webhook, in bytes: never more than may be in flight, or it would be tried for ever.
     pub(crate) fn message_bytes(&self) -> u64 {
-        self.body_bytes.saturating_add(ENVELOPE_BYTES)
+        self.body_bytes.saturating_add(ENVELOPE_BYTES).min(self.inflight_bytes.saturating_sub(MESSAGE_PREFIX))
     }
 }
 
@@ -77,9 +82,9 @@ impl Ingest {
     }
 
     /// An account for messages that carry webhooks: what they take is bounded together with all bodies in flight, and
-    /// by `limit` for themselves.
-    pub(crate) fn account(&self, limit: u64) -> Account {
-        self.bodies.account(limit)
+    /// for themselves by two of the largest, one that is dealt with and one that is coming.
+    pub(crate) fn account(&self) -> Account {
+        self.bodies.account(self.bodies.limits().message_bytes().saturating_mul(2))
     }
 
     /// Whether webhooks are verified.

@@ -152,7 +152,8 @@ impl Ingest {
         Ok(self.store.append(webhook).await?)
     }
 
-    async fn understand(
+    /// Verifies a webhook, unless the caller is trusted, and reads what it is.
+    pub(crate) async fn understand(
         &self,
         request: Unverified,
         trust: Trust,

@@ -304,7 +304,7 @@ async fn code(server: &TestServer, request: v1::WebhookEventPushRequest, token: 
 
 #[tokio::test]
 async fn a_pushed_webhook_is_stored_as_one_that_came_by_http() {
-    let server = TestServer::start("").await;
+    let server = TestServer::start("publisher-token = \"a publisher's\"").await;
     assert_eq!(code(&server, signed(&payload("x")), None).await, "201");
     assert_eq!(code(&server, signed(&payload("x")), None).await, "204");
     let by_http = Sender::new(&server).send("push", "delivery-1", &payload("x")).await;
@@ -322,7 +322,7 @@ async fn a_pushed_webhook_is_stored_as_one_that_came_by_http() {
         }),
         ..signed("{}")
     };
-    assert_eq!(code(&server, bare, Some(TOKEN)).await, "201");
+    assert_eq!(code(&server, bare, Some("a publisher's")).await, "201");
     let event = fetch.events().await.remove(0);
     assert_eq!(event.event_id, "bare", "it belongs to the repository that the server named");
     assert_eq!(event.headers, [], "they stay as sent");
@@ -352,8 +352,11 @@ async fn a_refused_push_is_answered_as_http_would() {
 #[tokio::test]
 async fn who_may_push() {
     let verifying = TestServer::start("").await;
-    assert_eq!(code(&verifying, signed_with(None), Some(TOKEN)).await, "201", "a token is enough");
-    assert_eq!(code(&verifying, signed(&payload("x")), None).await, "204", "so is a signature");
+    assert_eq!(code(&verifying, signed_with(None), Some(TOKEN)).await, "401", "a client may read, not forge");
+    assert_eq!(code(&verifying, signed(&payload("x")), Some(TOKEN)).await, "201");
+    assert_eq!(code(&verifying, signed(&payload("x")), None).await, "204", "a signature is enough");
+    let publishers = TestServer::start("publisher-token = \"a publisher's\"").await;
+    assert_eq!(code(&publishers, signed_with(None), Some("a publisher's")).await, "201", "so is its token");
     let status = push(&verifying, signed_with(None), None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated, "{status}");
     assert_eq!(

@@ -290,8 +290,8 @@ fn hop(store: u64, sequence: u64) -> v1::Hop {
 
 #[tokio::test]
 async fn what_is_published_is_judged() {
-    let server = server("here", "body-limit = \"1KiB\"\n").await;
-    let publish = async |event| publish(&server, Some(TOKEN), event).await;
+    let server = server("here", "body-limit = \"1KiB\"\npublisher-token = \"a publisher's\"\n").await;
+    let publish = async |event| publish(&server, Some("a publisher's"), event).await;
     let stored = publish(published(1)).await.unwrap();
     assert_eq!((stored.result(), stored.sequence), (PublishResult::Stored, 1));
     let repeat = publish(published(1)).await.unwrap();
@@ -315,7 +315,14 @@ async fn what_is_published_is_judged() {
         (v1::Event { hops: vec![], ..published(6) }, "hops"),
         (v1::Event { hops: vec![v1::Hop { store_id: "x".into(), ..hop(1, 1) }], ..published(6) }, "store_id"),
         (v1::Event { delivery_id: String::new(), ..published(6) }, "delivery_id"),
-        (v1::Event { hops: (0..40).map(|store| hop(store, 3)).collect(), ..published(6) }, "hops"),
+        (
+            v1::Event { hops: (0..40).map(|store| hop(store, 3)).collect(), ..published(6) },
+            "more than 33 hops",
+        ),
+        (
+            v1::Event { headers: vec![v1::HeaderField::default(); 1001], ..published(6) },
+            "more than 1000 header fields",
+        ),
     ] {
         let status = publish(wrong).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -344,6 +351,15 @@ async fn who_may_publish() {
         PublishResult::Stored
     );
 
+    // A client may read, and not forge: where hooks have secrets, the webhook's signature must hold.
+    let verifying = TestServer::start("").await;
+    let forged = v1::Event { body: b"{}".to_vec().into(), ..published(2) };
+    assert_eq!(
+        publish(&verifying, Some(TOKEN), forged.clone()).await.unwrap().result(),
+        PublishResult::Refused
+    );
+    assert_eq!(publish(&verifying, Some(TOKEN), published(1)).await.unwrap().result(), PublishResult::Stored);
+
     // Nobody has a token: the webhook's own signature decides, and what it says.
     let open = format!(
         "repositories = [\"octo-harbor/*\"]\nwebhook-hmac = \"{SECRET}\"\nport = 0\ngrpc-port = 0\ngrpc-health-port = 0\n"
@@ -355,6 +371,5 @@ async fn who_may_publish() {
     lie.event = "ping".into();
     assert_eq!(publish(&open, None, lie).await.unwrap().result(), PublishResult::Stored);
     assert_eq!(&*events(&*open.store).await[0].webhook.facts.event_type.name, "push", "as it is signed");
-    let forged = v1::Event { body: b"{}".to_vec().into(), ..published(2) };
     assert_eq!(publish(&open, None, forged).await.unwrap().result(), PublishResult::Refused);
 }
