@@ -56,7 +56,7 @@ impl fmt::Debug for LocalFeed {
 /// A feed that is connected.
 #[derive(Debug)]
 pub(crate) enum Line {
-    Server(Connection),
+    Server(Box<Connection>),
     Local(LocalFeed),
 }
 
@@ -85,7 +85,7 @@ impl Feed {
     /// As [`ServerAddress::connect`].
     pub(crate) async fn connect(&self) -> Result<Line, Status> {
         match self {
-            Self::Server(address) => address.connect().await.map(Line::Server),
+            Self::Server(address) => address.connect().await.map(Box::new).map(Line::Server),
             Self::Local(local) => Ok(Line::Local(local.clone())),
         }
     }
