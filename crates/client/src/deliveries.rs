@@ -144,7 +144,7 @@ impl Deliveries {
         self.outbox = Outbox::default();
         self.publish(|state| {
             state.received = Sequence::ZERO;
-            state.targets.iter_mut().for_each(|target| target.failing = false);
+            state.targets.iter_mut().for_each(|target| target.shows(false));
         });
         false
     }
@@ -474,7 +474,7 @@ impl Deliveries {
         let failing = self.lanes.are_retrying(route);
         self.state.send_modify(|state| {
             if let Some(target) = state.targets.get_mut(route) {
-                target.failing = failing;
+                target.shows(failing);
             }
         });
     }

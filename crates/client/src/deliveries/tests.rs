@@ -51,7 +51,11 @@ impl Target for Shop {
         if !fails {
             self.taken.lock().unwrap().push((repository, event.sequence.get()));
         }
-        Attempt { verdict, code: Some(500), detail: String::new() }
+        Attempt {
+            verdict,
+            code: Some(500),
+            detail: format!("{} blocked", self.blocked.lock().unwrap().len()),
+        }
     }
 }
 
@@ -411,11 +415,16 @@ async fn a_target_that_fails_shows_and_recovers() {
     let mut deliveries = Deliveries { state, ..deliveries(vec![route(&shop)], 8) };
     deliveries.accept(&event(1, "octo/hello"));
     deliveries.progress().await;
+    let error = |deliveries: &Deliveries| deliveries.state.borrow().targets[0].last_error.clone();
     assert!(deliveries.state.borrow().targets[0].failing);
+    assert_eq!(error(&deliveries).as_deref(), Some("1 blocked"));
+    shop.block("octo/other");
+    deliveries.during(tokio::time::sleep(Duration::from_secs(600))).await;
+    assert_eq!(error(&deliveries).as_deref(), Some("2 blocked"), "a later try");
     shop.unblock();
     acknowledged(&mut deliveries).await;
     let state = deliveries.state.borrow().clone();
-    assert!(!state.targets[0].failing);
+    assert_eq!((state.targets[0].failing, state.targets[0].last_error.as_ref()), (false, None));
     assert_eq!(state.targets[0].last_outcome, Some(OutcomeResult::Delivered));
     assert_eq!((state.delivered, state.waiting, state.received.get()), (1, 0, 1));
 }
