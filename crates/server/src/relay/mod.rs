@@ -51,6 +51,14 @@ pub struct RelayOptions {
     pub policy: DeliveryPolicy,
 }
 
+impl RelayOptions {
+    /// Whether it draws under an id that was made of this name for its server.
+    pub(crate) fn is_pull_under(&self, name: &str) -> bool {
+        matches!(self.neighbour, Neighbour::PullFrom(_))
+            && self.subscription.client_id.as_str() == config::pull_id(name, &self.name)
+    }
+}
+
 /// The other server of a relay.
 #[derive(Clone, Debug)]
 pub enum Neighbour {
