@@ -472,7 +472,28 @@ async fn lanes_of_another_store_begin_when_those_of_the_first_have_ended() {
         deliveries.during(tokio::time::sleep(a_while)).await;
         assert_eq!(*slow.begun.lock().unwrap(), sizes[..1]);
     }
-    slow.go.add_permits(1);
+    slow.go.add_permits(2);
     deliveries.during(tokio::time::sleep(a_while)).await;
-    assert_eq!(*slow.begun.lock().unwrap(), sizes, "the first is not tried again");
+    assert_eq!(*slow.begun.lock().unwrap(), [sizes[0]; 3], "it is tried again before others have their turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_store_loses_only_what_was_left_to_the_first() {
+    let shop = Arc::new(Shop::default());
+    shop.block("octo/hello");
+    let mut deliveries = deliveries(vec![route(&shop)], 8);
+    let mut server = Server::new(&["octo/hello"; 20], 8);
+    assert!(deliveries.belong_to("a"));
+    server.until(&mut deliveries, |server| server.deferred.len() > 10).await;
+    let (absent, here) = (deliveries.absent.len(), deliveries.pending.len() - deliveries.absent.len());
+    assert!(absent > 10 && here > 0, "{absent} and {here}");
+    assert!(!deliveries.belong_to("b"));
+    assert_eq!(deliveries.state.borrow().missed, absent as u64);
+    deliveries.accept(&event(1, "octo/hello"));
+    deliveries.during(tokio::time::sleep(Duration::from_secs(100))).await;
+    shop.unblock();
+    assert_eq!(acknowledged(&mut deliveries).await.sequence, 1);
+    let expected: Vec<_> = (1..=here as u64).chain([1]).collect();
+    assert_eq!(shop.taken("octo/hello"), expected, "those of the first store, and then the other's");
+    assert!(!deliveries.has_news(), "nobody is told of the first store's");
 }
