@@ -58,6 +58,8 @@ pub(crate) struct Connection {
     pub(crate) calls: Calls,
     /// How many bytes have come in.
     pub(crate) received: Received,
+    /// How often it was dialled: the channel does so by itself when the server has left.
+    pub(crate) dialled: Arc<AtomicU64>,
 }
 
 impl ServerAddress {
@@ -84,7 +86,10 @@ impl ServerAddress {
             .initial_connection_window_size(CONNECTION_WINDOW);
         let (this, received) = (self.clone(), Received::default());
         let counter = Arc::clone(&received.0);
+        let dialled = Arc::new(AtomicU64::new(0));
+        let dials = Arc::clone(&dialled);
         let connector = tower::service_fn(move |_: Uri| {
+            dials.fetch_add(1, Ordering::Relaxed);
             let (this, counter) = (this.clone(), Arc::clone(&counter));
             async move { this.dial().await.map(|stream| TokioIo::new(Counted { stream, counter })) }
         });
@@ -93,7 +98,7 @@ impl ServerAddress {
         let calls = GitstafetteClient::with_interceptor(channel, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Connection { calls, received })
+        Ok(Connection { calls, received, dialled })
     }
 
     /// The server cannot be reached: why, and what to change where that shows.

@@ -119,21 +119,27 @@ impl Deliveries {
     }
 
     /// The stream's sequences are of this store. `false` if that is another one than before (a server that keeps events in
-    /// memory was started anew): the same sequences now mean other events. Then all is forgotten; tries under way are
-    /// finished unheard, before others go the same way.
+    /// memory was started anew): the same sequences now mean other events. Then all is forgotten. What is here is delivered
+    /// unheard, before others go the same way; what was left to the server is lost, and counted as missed.
     pub(crate) fn belong_to(&mut self, store: &str) -> bool {
         let before = self.store.replace(store.to_owned());
         if before.is_none_or(|before| before == store) {
             return true;
         }
+        let missed = self.absent.len();
         if !self.pending.is_empty() {
             tracing::warn!(
-                events = self.pending.len(),
-                "the server has another store: tries under way are finished unheard, what waits is dropped"
+                events = self.pending.len() - missed,
+                missed,
+                "the server has another store: what is here is delivered all the same, what was left to it is lost"
             );
         }
         let (sender, reports) = mpsc::unbounded_channel();
-        self.lanes.replace(sender);
+        let here = |sequence| match self.pending.get(&sequence)? {
+            Pending { body: Body::Here(event), arrived, .. } => Some((Arc::clone(event), *arrived)),
+            _ => None,
+        };
+        self.lanes.replace(sender, here);
         self.reports = reports;
         self.window.taken = Load::default();
         self.pending.clear();
@@ -144,7 +150,8 @@ impl Deliveries {
         self.outbox = Outbox::default();
         self.publish(|state| {
             state.received = Sequence::ZERO;
-            state.targets.iter_mut().for_each(|target| target.failing = false);
+            state.missed += missed as u64;
+            state.targets.iter_mut().for_each(|target| target.shows(false));
         });
         false
     }
@@ -479,7 +486,7 @@ impl Deliveries {
         let failing = self.lanes.are_retrying(route);
         self.state.send_modify(|state| {
             if let Some(target) = state.targets.get_mut(route) {
-                target.failing = failing;
+                target.shows(failing);
             }
         });
     }

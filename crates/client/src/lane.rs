@@ -22,7 +22,7 @@ const SLOW: Duration = Duration::from_secs(1);
 /// What a lane tells its owner.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// A first try failed, for this reason, and there will be more.
+    /// A try failed, for this reason, and there will be more.
     Retrying { lane: LaneKey, reason: String },
     /// An event takes long.
     Slow(LaneKey),
@@ -85,10 +85,8 @@ impl Lane {
                 Next::Refused | Next::GivenUp => OutcomeResult::Failed,
                 Next::Unwanted => OutcomeResult::Filtered,
                 Next::Again(longest) => {
-                    if attempts == 1 {
-                        let reason = attempt.detail.lines().next().unwrap_or_default().to_owned();
-                        self.report(Report::Retrying { lane: self.key.clone(), reason });
-                    }
+                    let reason = attempt.detail.lines().next().unwrap_or_default().to_owned();
+                    self.report(Report::Retrying { lane: self.key.clone(), reason });
                     // Early tries back off, too: what others get delivered may not help this event.
                     let shortest = policy.backoff.delay(cut_short + 1, 1.0);
                     let pause = Pause { longest, shortest, trouble: Trouble::of(&attempt) };

@@ -23,9 +23,7 @@ pub(crate) struct Lanes {
     reports: mpsc::UnboundedSender<Report>,
     /// Ends all.
     stop: CancellationToken,
-    /// Ends those that are open now.
-    generation: CancellationToken,
-    /// Lanes of an earlier generation, and the sign of their end.
+    /// Lanes of an earlier generation, which run to their end unheard, and the sign of it.
     ending: HashMap<LaneKey, CancellationToken>,
 }
 
@@ -72,13 +70,11 @@ impl Lane {
 impl Lanes {
     /// No lanes yet. They will send their reports here.
     pub(crate) fn new(reports: mpsc::UnboundedSender<Report>) -> Self {
-        let stop = CancellationToken::new();
         Self {
             open: HashMap::new(),
             tasks: JoinSet::new(),
             reports,
-            generation: stop.child_token(),
-            stop,
+            stop: CancellationToken::new(),
             ending: HashMap::new(),
         }
     }
@@ -97,7 +93,7 @@ impl Lanes {
                 destination: Arc::clone(destination),
                 queue: Arc::clone(&given),
                 reports: self.reports.clone(),
-                stop: self.generation.clone(),
+                stop: self.stop.clone(),
             };
             let (before, end) = (self.ending.remove(key), ended.clone().drop_guard());
             let running = async move {
@@ -183,14 +179,22 @@ impl Lanes {
         self.open.iter_mut().filter_map(|(key, lane)| had(lane).then(|| key.clone())).collect()
     }
 
-    /// Starts anew: the open lanes end after the try under way, and new ones with the same key begin after that. Their
-    /// reports go elsewhere.
-    pub(crate) fn replace(&mut self, reports: mpsc::UnboundedSender<Report>) {
-        self.generation.cancel();
-        self.generation = self.stop.child_token();
+    /// Starts anew: the open lanes are given what is here of their backlog and end after that, and new ones with the same
+    /// key begin when they have. Their reports go elsewhere.
+    pub(crate) fn replace(
+        &mut self,
+        reports: mpsc::UnboundedSender<Report>,
+        here: impl Fn(Sequence) -> Option<(Arc<Event>, Instant)>,
+    ) {
         self.reports = reports;
         self.ending.retain(|_, ended| !ended.is_cancelled());
-        self.ending.extend(self.open.drain().map(|(key, lane)| (key, lane.ended)));
+        for (key, lane) in self.open.drain() {
+            for (event, arrived) in lane.backlog.iter().filter_map(|sequence| here(*sequence)) {
+                lane.hand(event, arrived);
+            }
+            lane.given.close();
+            self.ending.insert(key, lane.ended);
+        }
     }
 
     /// Waits for the end of a task. A lane that panicked takes its owner along: nothing may go on as if its events were

@@ -43,7 +43,7 @@ pub struct TargetState {
     pub name: String,
     /// Whether an event waits for another try.
     pub failing: bool,
-    /// What the last event that is tried again was answered with at first.
+    /// Why the last try that will be repeated failed, until none waits for another.
     pub last_error: Option<String>,
     /// What became of the last event that was done.
     pub last_outcome: Option<OutcomeResult>,
@@ -59,6 +59,14 @@ impl TargetState {
             last_error: None,
             last_outcome: None,
             last_outcome_at: None,
+        }
+    }
+
+    /// Shows whether an event waits for another try; if none does, there is no error any more.
+    pub(crate) fn shows(&mut self, failing: bool) {
+        self.failing = failing;
+        if !failing {
+            self.last_error = None;
         }
     }
 }

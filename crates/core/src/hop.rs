@@ -39,8 +39,9 @@ impl Hop {
     }
 }
 
-/// Where an event was accepted first: the store and its sequence there. The same origin is the same event, whichever way
-/// it comes; a redelivery has an origin of its own.
+/// Where an event was accepted first: the store and its sequence there. With the same identity, the same origin is the same
+/// event, whichever way it comes; a redelivery has an origin of its own. Other identities share an origin if the store was
+/// restored from a backup.
 pub type Origin = (StoreId, Sequence);
 
 /// The servers that an event came through before this one, in order. None: the forge itself sent it here. That is so for

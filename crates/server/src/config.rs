@@ -18,7 +18,7 @@ use crate::app::{Listeners, PlainWebhooks, ServerOptions, ServerTls};
 use crate::auth::ClientAuth;
 use crate::ingest::IngestLimits;
 use crate::listen::Address;
-use crate::relay;
+use crate::relay::{self, RelayOptions};
 use crate::subscribe::StreamOptions;
 use crate::tls::server_config;
 
@@ -105,11 +105,14 @@ impl Config {
         }
         remarks.extend(redis_remark(settings));
         remarks.extend(settings.unknown_variables());
-        let name = settings.optional("name").unwrap_or_else(machine);
+        let given_name: Option<String> = settings.optional("name");
+        let is_named = given_name.is_some();
+        let name = given_name.unwrap_or_else(machine);
         if !is_showable(&name) {
             settings.problem("name", "is longer than 256 bytes, or cannot be shown on one line");
         }
         let relays = relay::configured(settings, &name);
+        remarks.extend(name_remark(is_named, &name, &relays));
         let config = Self {
             server: ServerOptions {
                 name,
@@ -287,6 +290,14 @@ fn redis_remark(settings: &Settings) -> Option<String> {
     let given = ["redis-database", "redis-host", "redis-port", "redis-password"];
     given.iter().any(|key| settings.is_set(key)).then(|| {
         "Redis is not used: events are kept where --store says, by default on disk; the flags that begin with redis can go"
+            .into()
+    })
+}
+
+/// What is to be said if a neighbour keeps a cursor under a name that nobody chose.
+fn name_remark(is_named: bool, name: &str, relays: &[RelayOptions]) -> Option<String> {
+    (!is_named && relays.iter().any(|relay| relay.is_pull_under(name))).then(|| {
+        "no name: pulls without a client-id go under this machine's; where that changes (containers), all that their servers have comes again"
             .into()
     })
 }

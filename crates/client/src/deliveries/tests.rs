@@ -51,7 +51,11 @@ impl Target for Shop {
         if !fails {
             self.taken.lock().unwrap().push((repository, event.sequence.get()));
         }
-        Attempt { verdict, code: Some(500), detail: String::new() }
+        Attempt {
+            verdict,
+            code: Some(500),
+            detail: format!("{} blocked", self.blocked.lock().unwrap().len()),
+        }
     }
 }
 
@@ -411,11 +415,16 @@ async fn a_target_that_fails_shows_and_recovers() {
     let mut deliveries = Deliveries { state, ..deliveries(vec![route(&shop)], 8) };
     deliveries.accept(&event(1, "octo/hello"));
     deliveries.progress().await;
+    let error = |deliveries: &Deliveries| deliveries.state.borrow().targets[0].last_error.clone();
     assert!(deliveries.state.borrow().targets[0].failing);
+    assert_eq!(error(&deliveries).as_deref(), Some("1 blocked"));
+    shop.block("octo/other");
+    deliveries.during(tokio::time::sleep(Duration::from_secs(600))).await;
+    assert_eq!(error(&deliveries).as_deref(), Some("2 blocked"), "a later try");
     shop.unblock();
     acknowledged(&mut deliveries).await;
     let state = deliveries.state.borrow().clone();
-    assert!(!state.targets[0].failing);
+    assert_eq!((state.targets[0].failing, state.targets[0].last_error.as_ref()), (false, None));
     assert_eq!(state.targets[0].last_outcome, Some(OutcomeResult::Delivered));
     assert_eq!((state.delivered, state.waiting, state.received.get()), (1, 0, 1));
 }
@@ -463,7 +472,28 @@ async fn lanes_of_another_store_begin_when_those_of_the_first_have_ended() {
         deliveries.during(tokio::time::sleep(a_while)).await;
         assert_eq!(*slow.begun.lock().unwrap(), sizes[..1]);
     }
-    slow.go.add_permits(1);
+    slow.go.add_permits(2);
     deliveries.during(tokio::time::sleep(a_while)).await;
-    assert_eq!(*slow.begun.lock().unwrap(), sizes, "the first is not tried again");
+    assert_eq!(*slow.begun.lock().unwrap(), [sizes[0]; 3], "it is tried again before others have their turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_store_loses_only_what_was_left_to_the_first() {
+    let shop = Arc::new(Shop::default());
+    shop.block("octo/hello");
+    let mut deliveries = deliveries(vec![route(&shop)], 8);
+    let mut server = Server::new(&["octo/hello"; 20], 8);
+    assert!(deliveries.belong_to("a"));
+    server.until(&mut deliveries, |server| server.deferred.len() > 10).await;
+    let (absent, here) = (deliveries.absent.len(), deliveries.pending.len() - deliveries.absent.len());
+    assert!(absent > 10 && here > 0, "{absent} and {here}");
+    assert!(!deliveries.belong_to("b"));
+    assert_eq!(deliveries.state.borrow().missed, absent as u64);
+    deliveries.accept(&event(1, "octo/hello"));
+    deliveries.during(tokio::time::sleep(Duration::from_secs(100))).await;
+    shop.unblock();
+    assert_eq!(acknowledged(&mut deliveries).await.sequence, 1);
+    let expected: Vec<_> = (1..=here as u64).chain([1]).collect();
+    assert_eq!(shop.taken("octo/hello"), expected, "those of the first store, and then the other's");
+    assert!(!deliveries.has_news(), "nobody is told of the first store's");
 }

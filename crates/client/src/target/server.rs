@@ -4,7 +4,7 @@
 //! or is asleep until it is asked, serves as well as any, and a large event holds up no small one.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,15 +18,20 @@ use gitstafette_proto::v1::{
     self, PublishRequest, PublishResponse, PublishResult, WebhookEventPushRequest, WebhookEventPushResponse,
 };
 use prost::Message;
-use tokio_stream::once;
+use tokio_stream::iter;
 use tonic::{Code, Status};
 
-use crate::connect::{Calls, ServerAddress, is_reachable};
+use crate::connect::{Calls, Connection, ServerAddress, is_reachable};
+
+/// The slowest line that a large event may go over, in bytes per second: a try may take that much longer. Otherwise one that
+/// needs more than the time-out would be tried for ever, and its repository would stand still.
+const SLOWEST: u64 = 64 << 10;
 
 /// Publishes each event to another server; delivered means that it is durable there.
 ///
 /// Which wire the server speaks shows at the first call of each connection: one that does not know `Publish` is of the Go
-/// implementation, and gets `WebhookEventPush`. When it is replaced, the next connection finds that out.
+/// implementation, and gets `WebhookEventPush`. When it is replaced, the next connection finds that out, at the latest with
+/// its second event: the first may have been on its way to the old one.
 pub struct ServerTarget {
     name: String,
     /// Told to a server of the Go implementation.
@@ -46,16 +51,24 @@ struct Dialing {
     link: Shared<BoxFuture<'static, Result<Arc<Link>, Status>>>,
 }
 
-/// A connection, and what is known of the server at its end.
+/// A channel, and what is known of the server at its end.
 struct Link {
     calls: Calls,
-    /// Whether it is of the Go implementation.
-    is_old: AtomicBool,
+    /// How often the channel dialled: it does so by itself when the server has left.
+    dialled: Arc<AtomicU64>,
+    /// The dial at whose end a server of the Go implementation was; none is the zeroth.
+    old_at: AtomicU64,
+}
+
+impl Link {
+    fn is_old(&self) -> bool {
+        self.old_at.load(Ordering::Relaxed) == self.dialled.load(Ordering::Relaxed)
+    }
 }
 
 impl ServerTarget {
     /// The server at `address`, under its host and port as the target's name. `client_id` says who publishes; a try may
-    /// take `timeout`.
+    /// take `timeout`, and a large event longer.
     pub fn new(address: ServerAddress, client_id: String, timeout: Duration) -> Self {
         let name = format!("{}:{}", address.host, address.port);
         Self { name, client_id, address, timeout, dialing: Mutex::default(), dials: AtomicU64::default() }
@@ -66,8 +79,8 @@ impl ServerTarget {
         let dial = || {
             let address = self.address.clone();
             let link = async move {
-                let calls = address.connect().await?.calls;
-                Ok(Arc::new(Link { calls, is_old: AtomicBool::new(false) }))
+                let Connection { calls, dialled, .. } = address.connect().await?;
+                Ok(Arc::new(Link { calls, dialled, old_at: AtomicU64::new(0) }))
             };
             Dialing { number: self.dials.fetch_add(1, Ordering::Relaxed), link: link.boxed().shared() }
         };
@@ -83,9 +96,12 @@ impl ServerTarget {
     }
 
     async fn publish(&self, link: &Link, event: &Event) -> Result<Attempt, Status> {
-        if !link.is_old.load(Ordering::Relaxed) {
-            let request = PublishRequest { event: Some(event.into()) };
-            match link.calls.clone().publish(once(request)).await {
+        if !link.is_old() {
+            // Without hops it would be refused for good. Called with nothing, the server still shows which wire it speaks.
+            let is_placed = event.webhook.facts.hops.last().is_some();
+            let request = is_placed.then(|| PublishRequest { event: Some(event.into()) });
+            match link.calls.clone().publish(iter(request)).await {
+                Ok(_) if !is_placed => return Ok(unplaced()),
                 Ok(answers) => {
                     let answer = answers.into_inner().message().await?;
                     return answer.map(published).ok_or_else(|| Status::unavailable("there was no answer"));
@@ -111,7 +127,8 @@ impl ServerTarget {
             return Ok(refused("the server is of the Go implementation, which takes 4 MiB at most"));
         }
         let pushed = link.calls.clone().webhook_event_push(request).await?.into_inner();
-        if !link.is_old.swap(true, Ordering::Relaxed) {
+        let dialled = link.dialled.load(Ordering::Relaxed);
+        if link.old_at.swap(dialled, Ordering::Relaxed) != dialled {
             tracing::info!(target.name = self.name, "the server is of the Go implementation");
         }
         Ok(accepted(pushed))
@@ -132,14 +149,15 @@ impl Target for ServerTarget {
 
     async fn attempt(&self, event: &Event) -> Attempt {
         let dialing = self.dial();
-        let tried = tokio::time::timeout(self.timeout, async {
+        let patience = patience(self.timeout, event.webhook.size());
+        let tried = tokio::time::timeout(patience, async {
             match dialing.link.clone().await {
                 Ok(link) => self.publish(&link, event).await.map_err(|status| (verdict(&status), status)),
                 Err(status) => Err((Verdict::Unreachable, status)),
             }
         });
         let timed_out = || {
-            let status = Status::deadline_exceeded(format!("no answer in {} s", self.timeout.as_secs()));
+            let status = Status::deadline_exceeded(format!("no answer in {} s", patience.as_secs()));
             Err((Verdict::Retry(None), status))
         };
         match tried.await.unwrap_or_else(|_| timed_out()) {
@@ -157,6 +175,19 @@ impl Target for ServerTarget {
     async fn is_reachable(&self) -> bool {
         is_reachable(&self.address.host, self.address.port).await
     }
+}
+
+/// How long a try with an event of this size may take.
+fn patience(timeout: Duration, bytes: u64) -> Duration {
+    timeout.saturating_add(Duration::from_secs(bytes / SLOWEST))
+}
+
+/// For an event of a server that is older than hops, on its way through a client. It is kept until that is upgraded: then it
+/// comes again, with its hops.
+fn unplaced() -> Attempt {
+    let detail =
+        "it came without hops: upgrade the server that the client subscribes to, and restart the client";
+    Attempt { verdict: Verdict::Retry(None), code: None, detail: detail.to_owned() }
 }
 
 fn published(answer: PublishResponse) -> Attempt {
@@ -195,9 +226,12 @@ fn refused(reason: &str) -> Attempt {
 /// wrong token is no such thing: it is set right, and nothing may be lost until then.
 fn verdict(status: &Status) -> Verdict {
     match status.code() {
-        // Too large, as our servers and grpc-go say it.
-        Code::OutOfRange | Code::ResourceExhausted => Verdict::Final,
-        Code::InvalidArgument => Verdict::Final,
+        // The first is "too large". RESOURCE_EXHAUSTED is not final: gateways answer a quota with it, and what grpc-go does
+        // not take is held back before the call.
+        Code::OutOfRange | Code::InvalidArgument => Verdict::Final,
         _ => Verdict::Retry(None),
     }
 }
+
+#[cfg(test)]
+mod tests;

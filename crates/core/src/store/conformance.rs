@@ -72,6 +72,8 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
 
     relaying::stores_an_origin_once(&open(options).await).await;
     relaying::stores_an_origin_once(&open(drop_redeliveries).await).await;
+    relaying::tells_events_of_one_origin_apart(&open(options).await).await;
+    relaying::tells_events_of_one_origin_apart(&open(drop_redeliveries).await).await;
     relaying::answers_concurrent_origins_alike(&open(options).await).await;
     relaying::carries_a_redelivery_over(&open(options).await).await;
     relaying::judges_other_origins_by_identity(&open(options).await).await;

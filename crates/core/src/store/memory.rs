@@ -42,8 +42,8 @@ struct State {
     accepted: VecDeque<Instant>,
     /// The newest event of each identity.
     newest: HashMap<Identity, Sequence>,
-    /// The event of each origin.
-    origins: HashMap<Origin, Sequence>,
+    /// The event of each origin and identity.
+    origins: HashMap<(Origin, Identity), Sequence>,
     reports: BTreeMap<Sequence, BTreeMap<(ClientId, String), Report>>,
     clients: BTreeMap<ClientId, Progress>,
     watchlist: HashMap<RepositoryPattern, WatchlistChange>,
@@ -115,7 +115,7 @@ impl State {
             self.newest.remove(&identity);
         }
         if let Some(origin) = event.webhook.facts.hops.origin() {
-            self.origins.remove(&origin);
+            self.origins.remove(&(origin, identity));
         }
         self.reports.remove(&event.sequence);
         for progress in self.clients.values_mut() {
@@ -126,11 +126,12 @@ impl State {
 
     fn append(&mut self, webhook: Webhook, options: &Options) -> Appended {
         let hops = &webhook.facts.hops;
-        let (origin, was_redelivery) = (hops.origin(), hops.handed_on_as_redelivery());
-        if let Some(sequence) = origin.and_then(|origin| self.origins.get(&origin)) {
+        let was_redelivery = hops.handed_on_as_redelivery();
+        let identity = identity(&webhook.facts);
+        let origin = hops.origin().map(|origin| (origin, identity.clone()));
+        if let Some(sequence) = origin.as_ref().and_then(|origin| self.origins.get(origin)) {
             return Appended::Repeat { sequence: *sequence };
         }
-        let identity = identity(&webhook.facts);
         let known = self.newest.get(&identity).copied();
         if let Some(sequence) = known {
             let undelivered = !self.reports.contains_key(&sequence);

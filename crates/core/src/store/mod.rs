@@ -52,10 +52,11 @@ pub use sqlite::SqliteStore;
 ///   repeat while no outcome has been reported for the newest event of that identity; after that it is a redelivery,
 ///   stored anew and marked, or refused if [`Redelivery::Drop`] is set. A repeat that comes before the first is
 ///   durable is answered when the first is. Identities that retention removed are forgotten.
-/// - **One origin, one event.** An append that came through other servers and whose [origin](crate::hop::Hops::origin) is
-///   in the store is a repeat, whatever was reported of it. One with an origin that is not there is judged by its identity
-///   as above, and is marked as a redelivery also if the server that handed it on had it as one. Origins that retention
-///   removed are forgotten.
+/// - **One origin, one event.** An append that came through other servers, and whose [origin](crate::hop::Hops::origin) is
+///   in the store with an event of the same identity, is a repeat, whatever was reported of it. Any other is judged by its
+///   identity as above, and is marked as a redelivery also if the server that handed it on had it as one. So an origin
+///   alone makes no repeat: a store that was restored from a backup gives the same origins to other events, and a server
+///   may claim one that is not its own. Origins that retention removed are forgotten.
 /// - **Addressed.** An event that [`redeliver`](Self::redeliver) appended, to whomever it is addressed, takes no part in
 ///   that: it stands beside what the sender sent. Only the outcomes of what the sender sent decide about the sender's
 ///   next; the copy's neither make a repeat of it nor let it pass as a redelivery. When retention has removed what the
@@ -252,7 +253,7 @@ pub enum Appended {
         /// Whether it is one seen before whose outcome is known, here or at the server that handed it on.
         redelivery: bool,
     },
-    /// The event is there already: not yet delivered, or from the same origin, or redeliveries are dropped.
+    /// The event is there already: not yet delivered, or also of the same origin, or redeliveries are dropped.
     Repeat {
         /// The sequence of the event that is there.
         sequence: Sequence,

@@ -148,7 +148,10 @@ impl Model {
     fn known(&self, webhook: &Webhook, redelivery: Redelivery) -> Result<bool, Sequence> {
         let hops = &webhook.facts.hops;
         let mut events = self.events.iter();
-        let has_origin = |event: &&Arc<Event>| event.webhook.facts.hops.origin() == hops.origin();
+        let has_origin = |event: &&Arc<Event>| {
+            let facts = &event.webhook.facts;
+            (facts.hops.origin(), facts.identity()) == (hops.origin(), webhook.facts.identity())
+        };
         if let Some(event) = hops.origin().and_then(|_| events.find(has_origin)) {
             return Err(event.sequence);
         }

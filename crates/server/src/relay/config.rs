@@ -131,7 +131,7 @@ fn pull(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
         return None;
     }
     let server = server(table, &files);
-    let client_id = table.optional("client-id").or_else(|| format!("{name}.pull.{relay}").parse().ok());
+    let client_id = table.optional("client-id").or_else(|| pull_id(name, relay).parse().ok());
     let Some(client_id) = client_id else {
         table.problem("client-id", "is wanted: this server's name cannot be a part of one");
         return None;
@@ -148,6 +148,11 @@ fn pull(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
         neighbour: Neighbour::PullFrom(server),
         policy,
     })
+}
+
+/// The id of a pull that was given none: that of this relay, at the server with this name.
+pub(super) fn pull_id(name: &str, relay: &str) -> String {
+    format!("{name}.pull.{relay}")
 }
 
 fn subscription(table: &mut Settings, client_id: ClientId) -> Subscription {

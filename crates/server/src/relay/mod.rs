@@ -51,6 +51,14 @@ pub struct RelayOptions {
     pub policy: DeliveryPolicy,
 }
 
+impl RelayOptions {
+    /// Whether it draws under an id that was made of this name for its server.
+    pub(crate) fn is_pull_under(&self, name: &str) -> bool {
+        matches!(self.neighbour, Neighbour::PullFrom(_))
+            && self.subscription.client_id.as_str() == config::pull_id(name, &self.name)
+    }
+}
+
 /// The other server of a relay.
 #[derive(Clone, Debug)]
 pub enum Neighbour {
@@ -231,8 +239,6 @@ impl Relay {
     fn state(&self, lag: u64) -> RelayState {
         let state = self.state.borrow();
         let connected = is_connected(&state);
-        let target = state.targets.first();
-        let error = target.and_then(|target| target.last_error.as_ref()).or(state.last_error.as_ref());
         RelayState {
             name: self.name.clone(),
             direction: self.direction,
@@ -244,7 +250,7 @@ impl Relay {
             unwanted: state.filtered,
             dead_letters: state.dead_letters,
             missed: state.missed,
-            last_error: error.cloned(),
+            last_error: last_error(&state).map(str::to_owned),
         }
     }
 
@@ -265,10 +271,44 @@ fn is_connected(state: &ClientState) -> bool {
     state.subscribed && !state.targets.iter().any(|target| target.failing)
 }
 
+/// What is wrong now: with the stream while none stands, else with the other end while it does not take what comes.
+fn last_error(state: &ClientState) -> Option<&str> {
+    if !state.subscribed {
+        return state.last_error.as_deref();
+    }
+    let failing = state.targets.iter().find(|target| target.failing)?;
+    failing.last_error.as_deref()
+}
+
 /// This server's log, as a relay to `to` subscribes to it.
 fn own_log(subscriptions: Arc<Subscriptions>, to: String) -> LocalFeed {
     LocalFeed::new(move |requests| {
         let (subscriptions, to) = (Arc::clone(&subscriptions), to.clone());
         Box::pin(async move { subscriptions.subscribe(Subscriber::relay(to), requests).await })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use gitstafette_client::TargetState;
+
+    use super::*;
+
+    #[test]
+    fn the_error_is_the_one_that_stops_it_now() {
+        let target = TargetState {
+            name: "store".into(),
+            failing: true,
+            last_error: Some("the disk is full".into()),
+            last_outcome: None,
+            last_outcome_at: None,
+        };
+        let refused = Some("wrong token".to_owned());
+        let mut state = ClientState { targets: vec![target], last_error: refused, ..ClientState::default() };
+        assert_eq!(last_error(&state), Some("wrong token"), "nothing comes that the disk could not take");
+        (state.subscribed, state.last_error) = (true, None);
+        assert_eq!(last_error(&state), Some("the disk is full"));
+        state.targets[0].failing = false;
+        assert_eq!(last_error(&state), None, "it was long ago");
+    }
 }

@@ -54,7 +54,6 @@ pub(super) async fn stores_an_origin_once(store: &impl EventStore) {
     assert_eq!(take(store, 1, vec![hop(7, 1)]).await, repeat, "whatever was reported of it");
     let marked = Hop { redelivery: true, ..hop(7, 1) };
     assert_eq!(take(store, 1, vec![marked]).await, repeat, "however it is marked");
-    assert_eq!(take(store, 2, vec![hop(7, 1)]).await, repeat, "the origin alone decides");
     // Only both make an origin, and only the first server does.
     for (number, hops) in [(2, vec![hop(7, 2)]), (3, vec![hop(8, 1)]), (4, vec![hop(9, 9), hop(7, 1)])] {
         let other = take(store, number, hops).await;
@@ -63,13 +62,40 @@ pub(super) async fn stores_an_origin_once(store: &impl EventStore) {
     assert_eq!(sequences_after(store, Sequence::ZERO).await.len(), 4);
 }
 
+/// A store that was restored from a backup counts on from there: other events have origins that are known. Also one that
+/// drops redeliveries: these are none.
+pub(super) async fn tells_events_of_one_origin_apart(store: &impl EventStore) {
+    let mut stored = Vec::new();
+    for number in 1..=3 {
+        let appended = take(store, number, vec![hop(7, 1)]).await;
+        let Appended::Stored { sequence, redelivery: false } = appended else {
+            panic!("{number}: {appended:?}")
+        };
+        stored.push(sequence);
+    }
+    let mut of_another_hook = relayed(1, vec![hop(7, 1)]);
+    of_another_hook.facts.hook_id = Some("9".parse().expect("a valid id"));
+    let appended = store.append(of_another_hook).await.expect("the append");
+    assert!(matches!(appended, Appended::Stored { redelivery: false, .. }), "{appended:?}");
+    for (number, sequence) in (1..).zip(stored) {
+        let repeat = Appended::Repeat { sequence };
+        assert_eq!(take(store, number, vec![hop(7, 1)]).await, repeat, "{number} is pending");
+        deliver(store, sequence).await;
+        assert_eq!(
+            take(store, number, vec![hop(7, 1), hop(8, 1)]).await,
+            repeat,
+            "{number} is known by both"
+        );
+    }
+    assert_eq!(sequences_after(store, Sequence::ZERO).await.len(), 4);
+}
+
 pub(super) async fn answers_concurrent_origins_alike(store: &impl EventStore) {
-    // Webhooks of other identities, so that nothing but the origin makes them the same.
     let (a, b, c, d) = tokio::join!(
         take(store, 1, vec![hop(7, 1)]),
-        take(store, 2, vec![hop(7, 1), hop(8, 1)]),
-        take(store, 3, vec![hop(7, 2)]),
-        take(store, 4, vec![hop(7, 1), hop(9, 1)]),
+        take(store, 1, vec![hop(7, 1), hop(8, 1)]),
+        take(store, 2, vec![hop(7, 1)]),
+        take(store, 1, vec![hop(7, 1), hop(9, 1)]),
     );
     let same = [a, b, d];
     let stored = same.iter().filter(|appended| matches!(appended, Appended::Stored { .. })).count();

@@ -43,7 +43,8 @@ pub(super) const READER_CACHE: u32 = 512;
 ///   null for what a sender sent: only that has an identity.
 /// - The indexes of dead letters hold only what is one now, so they cost nothing while all goes well.
 /// - `hops` are the servers that an event came through, and `origin_store` and `origin_sequence` the first of them, to find
-///   it by: all null, and in no index, if there are none.
+///   it by: all null, and in no index, if there are none. Not unique: a neighbour that was restored from a backup numbers
+///   other events alike.
 /// - `repositories` counts the events of each repository with a number: see `counts`.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
@@ -150,7 +151,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE events ADD COLUMN hops BLOB;
     ALTER TABLE events ADD COLUMN origin_store INTEGER;
     ALTER TABLE events ADD COLUMN origin_sequence INTEGER;
-    CREATE UNIQUE INDEX events_by_origin ON events (origin_store, origin_sequence)
+    CREATE INDEX events_by_origin ON events (origin_store, origin_sequence)
         WHERE origin_store IS NOT NULL;
 
     CREATE TABLE repositories (

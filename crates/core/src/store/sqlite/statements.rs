@@ -3,8 +3,8 @@
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
 use super::{ahead, codec, counts, reader};
-use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
-use crate::hop::{Hops, Origin};
+use crate::event::{Address, ClientId, Event, Facts, Sequence, Timestamp, Webhook};
+use crate::hop::Hops;
 use crate::repository::RepositoryPattern;
 use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistChange, beyond};
 
@@ -12,9 +12,9 @@ use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistC
 /// is nothing for the usual webhook, and 50 MB for the largest. The parts cost a second write of the same pages.
 const LARGE_BODY: usize = 1 << 20;
 
-/// The event that came from an origin.
+/// The event of an origin and an identity. As a rule an origin is one event: more only after a neighbour was restored.
 pub(super) const OF_ORIGIN: &str = "SELECT sequence FROM events INDEXED BY events_by_origin \
-     WHERE origin_store = ?1 AND origin_sequence = ?2";
+     WHERE origin_store = ?1 AND origin_sequence = ?2 AND delivery_id = ?3 AND hook_id IS ?4 AND source = ?5";
 
 /// What makes the log longer, in one transaction.
 pub(super) struct Batch<'a> {
@@ -38,7 +38,7 @@ impl Batch<'_> {
     /// Appends what a sender sent, unless it is a repeat.
     pub(super) fn append(&mut self, webhook: &Webhook, redelivery: Redelivery) -> rusqlite::Result<Appended> {
         let facts = &webhook.facts;
-        if let Some(sequence) = self.of_origin(facts.hops.origin())? {
+        if let Some(sequence) = self.of_origin(facts)? {
             return Ok(Appended::Repeat { sequence });
         }
         let hook_id = facts.hook_id.as_ref().map(|id| id.as_str());
@@ -64,11 +64,17 @@ impl Batch<'_> {
         Ok(Appended::Stored { sequence, redelivery })
     }
 
-    /// The event that came from there; nothing comes from nowhere.
-    fn of_origin(&self, origin: Option<Origin>) -> rusqlite::Result<Option<Sequence>> {
-        let Some((store, sequence)) = origin else { return Ok(None) };
+    /// The event that is the same and came from there; nothing comes from nowhere.
+    fn of_origin(&self, facts: &Facts) -> rusqlite::Result<Option<Sequence>> {
+        let Some((store, sequence)) = facts.hops.origin() else { return Ok(None) };
         let mut select = self.transaction.prepare_cached(OF_ORIGIN)?;
-        let values = params![store.get().cast_signed(), codec::signed(sequence.get())];
+        let values = params![
+            store.get().cast_signed(),
+            codec::signed(sequence.get()),
+            facts.delivery_id.as_str(),
+            facts.hook_id.as_ref().map(|id| id.as_str()),
+            facts.source.as_str(),
+        ];
         select.query_row(values, |row| codec::sequence(row, 0)).optional()
     }
 

@@ -108,3 +108,17 @@ fn the_flags_of_the_go_implementation_make_one() {
     let idle = of_flags(&["--relayHost=jenkins"]).unwrap_err().to_string();
     assert!(idle.contains("relay-host: is given without --relay-enabled"), "{idle}");
 }
+
+#[test]
+fn a_name_that_nobody_chose_is_remarked_if_an_id_is_made_of_it() {
+    let remarks = |text: &str| {
+        let config = Config::from_toml(&format!("store = \"memory:\"\n{text}")).unwrap();
+        config.remarks.into_iter().filter(|remark| remark.starts_with("no name")).count()
+    };
+    let pull = "[relay.pull.a]\nserver = \"127.0.0.1\"\n";
+    assert_eq!(remarks(pull), 1);
+    assert_eq!(remarks(&format!("name = \"home\"\n{pull}")), 0);
+    assert_eq!(remarks(&format!("{pull}client-id = \"home\"\n")), 0);
+    assert_eq!(remarks("[relay.push.a]\nserver = \"127.0.0.1\"\n"), 0, "its cursor is kept here");
+    assert_eq!(remarks(""), 0);
+}

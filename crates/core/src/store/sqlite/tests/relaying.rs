@@ -24,13 +24,14 @@ async fn origins_survive_reopening() {
     for webhook in &sent {
         store.append(webhook.clone()).await.unwrap();
     }
+    store.acknowledge(&client(), vec![acknowledgement(Sequence::new(2))], Sequence::new(2)).await.unwrap();
     store.close().await;
 
     let store = open(&folder);
     let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
     assert_eq!(page.events.iter().map(|event| event.webhook.clone()).collect::<Vec<_>>(), sent);
     let repeat = Appended::Repeat { sequence: Sequence::new(2) };
-    assert_eq!(store.append(relayed(9, 2)).await.unwrap(), repeat);
+    assert_eq!(store.append(relayed(2, 2)).await.unwrap(), repeat);
     store.close().await;
     let without =
         "SELECT count(*) FROM events WHERE hops IS NULL AND origin_store IS NULL AND origin_sequence IS NULL";
@@ -43,8 +44,10 @@ async fn an_origin_is_found_by_an_index() {
     let folder = TempDir::new().unwrap();
     open(&folder).close().await;
     let explain = format!("EXPLAIN QUERY PLAN {}", statements::OF_ORIGIN);
-    let plan = shell(&folder).query_row(&explain, (1, 9), |row| row.get::<_, String>(3)).unwrap();
-    let found = "SEARCH events USING COVERING INDEX events_by_origin (origin_store=? AND origin_sequence=?)";
+    let plan = shell(&folder)
+        .query_row(&explain, (1, 9, "delivery", "hook", "source"), |row| row.get::<_, String>(3))
+        .unwrap();
+    let found = "SEARCH events USING INDEX events_by_origin (origin_store=? AND origin_sequence=?)";
     assert_eq!(plan, found);
 }
 
@@ -54,7 +57,7 @@ async fn one_group_sees_its_own_origins() {
     let store = open(&folder);
     let held = hold_up(&store).await;
     let mut answers = Vec::new();
-    for webhook in [relayed(1, 1), relayed(2, 1), relayed(3, 2), relayed(4, 1)] {
+    for webhook in [relayed(1, 1), relayed(2, 1), relayed(1, 1), relayed(2, 1), relayed(3, 2)] {
         let webhook = Box::new(webhook);
         answers.push(store.queue.offer(|answer| Task::Append { webhook, answer }).await.unwrap());
     }
@@ -63,7 +66,7 @@ async fn one_group_sees_its_own_origins() {
     for answer in answers {
         sequences.push(answer.await.unwrap().unwrap().sequence().get());
     }
-    assert_eq!(sequences, [1, 1, 2, 1]);
+    assert_eq!(sequences, [1, 2, 1, 2, 3]);
 }
 
 #[tokio::test]
@@ -73,6 +76,7 @@ async fn damaged_hops_are_an_error_for_their_reader() {
     for number in 1..=3 {
         store.append(relayed(number, number)).await.unwrap();
     }
+    store.acknowledge(&client(), vec![acknowledgement(Sequence::new(2))], Sequence::ZERO).await.unwrap();
     store.close().await;
     shell(&folder).execute("UPDATE events SET hops = x'0102' WHERE sequence = 2", ()).unwrap();
     let store = open(&folder);
