@@ -4,6 +4,7 @@
 //! Load generator, target and bare server are release builds, too, and share the machine with what they measure.
 
 pub(crate) mod bare;
+mod chain;
 mod disk;
 mod load;
 
@@ -81,6 +82,8 @@ impl Bench {
         figures.heading("memory of the server with the subscriber (RSS)");
         memory.show(&figures);
 
+        self.chains(&figures).await?;
+
         figures.heading("size of the programs");
         for program in [&self.programs.server, &self.programs.client] {
             let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -112,17 +115,7 @@ impl Bench {
         let server = self.server(&folder).await?;
         let mut target = Target::start(&self.secrets.webhook).await?;
         let client = self.client(&folder, server.grpc, &target).await?;
-        let mut connection = Connection::open(server.http).await?;
-        let mut latencies = Vec::new();
-        for number in 0..WARM_UP + MEASURED {
-            let request = load::renewed(&self.webhook, &delivery::new_delivery_id());
-            let delivery = delivery::deliver(&mut connection, &mut target, &request).await?;
-            let (_, latency) =
-                delivery.arrival.with_context(|| format!("no webhook arrived: {}", delivery.answer))?;
-            if number >= WARM_UP {
-                latencies.push(latency);
-            }
-        }
+        let latencies = self.one_by_one(server.http, &mut target).await?;
         for (label, share) in [("median", 0.5), ("99th percentile", 0.99)] {
             let latency = text::quantile(&latencies, share).unwrap_or_default();
             let remark = figures::times(latency, fsync.median, "one fsync");
@@ -137,8 +130,24 @@ impl Bench {
         server.process.stop().await
     }
 
+    /// How long each webhook takes to the target, sent when the one before it is there.
+    async fn one_by_one(&self, server: SocketAddr, target: &mut Target) -> anyhow::Result<Vec<Duration>> {
+        let mut connection = Connection::open(server).await?;
+        let mut latencies = Vec::new();
+        for number in 0..WARM_UP + MEASURED {
+            let request = load::renewed(&self.webhook, &delivery::new_delivery_id());
+            let delivery = delivery::deliver(&mut connection, target, &request).await?;
+            let (_, latency) =
+                delivery.arrival.with_context(|| format!("no webhook arrived: {}", delivery.answer))?;
+            if number >= WARM_UP {
+                latencies.push(latency);
+            }
+        }
+        Ok(latencies)
+    }
+
     async fn load(&self, address: SocketAddr) -> anyhow::Result<Load> {
-        Load::run(address, &self.webhook, self.duration).await
+        Load::run(address, std::slice::from_ref(&self.webhook), self.duration).await
     }
 
     async fn load_bare(&self) -> anyhow::Result<Load> {

@@ -24,16 +24,16 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Sends `webhook` again and again, each time under another delivery id.
+    /// Sends `webhooks` again and again, each time under another delivery id.
     pub(crate) async fn run(
         address: SocketAddr,
-        webhook: &Request,
+        webhooks: &[Request],
         duration: Duration,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let mut senders = JoinSet::new();
         for _ in 0..CONNECTIONS {
-            senders.spawn(send(address, webhook.clone(), started + duration));
+            senders.spawn(send(address, webhooks.to_vec(), started + duration));
         }
         let mut load = Self::default();
         while let Some(sent) = senders.join_next().await {
@@ -71,11 +71,14 @@ impl Load {
     }
 }
 
-async fn send(address: SocketAddr, webhook: Request, until: Instant) -> anyhow::Result<(u64, u64)> {
+async fn send(address: SocketAddr, webhooks: Vec<Request>, until: Instant) -> anyhow::Result<(u64, u64)> {
     let mut connection = Connection::open(address).await?;
     let (mut accepted, mut refused) = (0, 0);
-    while Instant::now() < until {
-        let request = renewed(&webhook, &delivery::new_delivery_id());
+    for webhook in webhooks.iter().cycle() {
+        if Instant::now() >= until {
+            break;
+        }
+        let request = renewed(webhook, &delivery::new_delivery_id());
         let headers = request.headers.iter().map(|(name, value)| (*name, value.as_str()));
         let answer = connection.post(relay::PATH, headers, request.body.clone()).await?;
         if super::accepted(&answer) {
