@@ -4,12 +4,13 @@
 
 use std::fmt::Debug;
 
-use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::event::{Event, Sequence, Timestamp};
+use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::{Acknowledgement, Listed, Listing};
 use gitstafette_core::text::is_showable;
 use gitstafette_proto::convert::{
-    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, Subscription, SubscriptionState, WatchlistEntry,
-    WireError,
+    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, RelayState, Subscription, SubscriptionState,
+    WatchlistEntry, WireError,
 };
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
@@ -44,7 +45,20 @@ pub fn run(data: &[u8]) {
     if let Ok(wire) = v1::Event::decode(data) {
         drop(event(wire));
     }
+    servers(data);
     operators(data);
+}
+
+/// What other servers hand on, and those of the Go implementation.
+fn servers(data: &[u8]) {
+    if let Ok(v1::PublishRequest { event: Some(wire) }) = v1::PublishRequest::decode(data) {
+        drop(event(wire));
+    }
+    if let Ok(wire) = v1::WebhookEvent::decode(data)
+        && let Err(error) = convert::from_go_event(wire, RepositoryId(537_845_873), Timestamp::default())
+    {
+        assert_one_line(&error.to_string());
+    }
 }
 
 /// What operators ask and are told: the conversions that only they use.
@@ -56,6 +70,11 @@ fn operators(data: &[u8]) {
         && let Ok(request) = again::<_, RedeliveryRequest>(wire, |request| request.into())
     {
         request.check().expect("a request that would deliver everything again is refused");
+    }
+    if let Ok(wire) = v1::ListRelaysResponse::decode(data) {
+        for relay in wire.relays {
+            drop(again::<_, RelayState>(relay, |state| state.into()));
+        }
     }
     if let Ok(wire) = v1::ListEventsResponse::decode(data) {
         drop(again::<_, Listed>(wire, |listed| listed.into()));
