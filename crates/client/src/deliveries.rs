@@ -1,13 +1,11 @@
 //! Every event between its arrival and the server's receipt for its acknowledgement.
 //!
-//! Deliveries outlive streams: when one breaks, lanes go on, and what the server sends again on the next stream is
-//! recognised here instead of being delivered twice.
+//! Deliveries outlive streams: when one breaks, lanes go on, and what the server sends again is not delivered twice.
 //!
-//! One window serves all lanes, so a lane that is held up, by a target that is down or slow, must not fill it.
-//! What goes beyond such a lane's share of the window is *deferred*: the body is dropped, the server is told, and only the sequence stays in
-//! the lane's backlog. When the lane comes to it, it is *recalled*, and the server sends it once more. An event for several
-//! lanes is deferred when those that still need it all have it in their backlog. At most [`MOST_DEFERRED`] events are;
-//! beyond that the window fills up and nothing more comes until the lanes have made room.
+//! One window serves all lanes, so a lane that is held up, by a target that is down or slow, must not fill it. What goes beyond
+//! such a lane's share is *deferred*: the body is dropped, the server is told, and only the sequence stays in the lane's backlog.
+//! When the lane comes to it, it is *recalled*, and the server sends it once more. An event for several lanes is deferred when
+//! those that still need it all have it in their backlog. At most [`MOST_DEFERRED`] are; then the window fills up.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -32,8 +30,7 @@ use crate::window::{Load, Window};
 /// The target's name in the outcome of an event that no route wanted.
 const NO_TARGET: &str = "none";
 
-/// How many events are deferred at most. The server also counts what is recalled and not sent yet, as the window may be full
-/// of events behind it: some of these can then still be put down, to make room for it.
+/// How many events are deferred at most: fewer than the server allows, as it also counts what is recalled and not sent yet.
 const MOST_DEFERRED: usize = MAX_DEFERRED - 1024;
 
 /// The lanes, what waits for them, and what was acknowledged without a receipt yet.
