@@ -116,10 +116,13 @@ impl Settings {
     /// The settings of each table `[section.NAME]`, by name, over those of `[section.default]`, which the default file
     /// has: it names every key there is. What is found wrong in them comes back with [`absorb`](Self::absorb).
     pub fn tables(&mut self, section: &str) -> Vec<(String, Self)> {
-        let table = |value: Option<Value>| value.and_then(Value::into_dict).unwrap_or_default();
-        let template = table(self.figment.find_value(&format!("{section}.{DEFAULT_TABLE}")).ok());
+        let template = self.dict(&format!("{section}.{DEFAULT_TABLE}"));
         let mut tables = Vec::new();
-        for (name, value) in table(self.figment.find_value(section).ok()) {
+        let Some(values) = self.figment.find_value(section).ok().and_then(Value::into_dict) else {
+            self.problem(section, &format!("is no table of tables: write [{section}.NAME], one for each"));
+            return tables;
+        };
+        for (name, value) in values {
             let path = format!("{section}.{name}");
             match value {
                 _ if name == DEFAULT_TABLE => {}
@@ -128,6 +131,10 @@ impl Settings {
             }
         }
         tables
+    }
+
+    fn dict(&self, path: &str) -> Dict {
+        self.figment.find_value(path).ok().and_then(Value::into_dict).unwrap_or_default()
     }
 
     /// The settings of one table with these values, which need not be in a file.
@@ -143,14 +150,12 @@ impl Settings {
 
     /// The keys of the table at `section`.
     pub fn keys(&self, section: &str) -> Vec<String> {
-        let value = self.figment.find_value(section).ok().and_then(Value::into_dict);
-        value.unwrap_or_default().into_keys().collect()
+        self.dict(section).into_keys().collect()
     }
 
     /// The settings of a table that was put together from other settings.
     pub fn made_table(&self, section: &str, name: &str, values: Vec<(&str, String)>) -> Self {
-        let template = self.figment.find_value(&format!("{section}.{DEFAULT_TABLE}")).ok();
-        let template = template.and_then(Value::into_dict).unwrap_or_default();
+        let template = self.dict(&format!("{section}.{DEFAULT_TABLE}"));
         let values = values.into_iter().map(|(key, text)| (key.to_owned(), Value::from(text))).collect();
         self.table(&format!("{section}.{name}"), &template, values)
     }

@@ -10,6 +10,7 @@ use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
 use gitstafette_core::text::is_showable;
+use tonic::codegen::http::{HeaderName, HeaderValue};
 
 use crate::v1;
 
@@ -32,6 +33,8 @@ pub const MAX_PATTERNS: usize = 1000;
 /// The most header fields that an event may have. hyper takes 100 with a request; what the Go implementation sends is three
 /// empty ones with each.
 pub const MAX_HEADERS: usize = 1000;
+/// The most bytes that they may have together: what a message has room for beside the body.
+const MAX_HEADER_BYTES: usize = crate::MAX_MESSAGE_BYTES - crate::MAX_BODY_BYTES as usize;
 /// The most events that a subscription may have deferred.
 pub const MAX_DEFERRED: usize = 16_384;
 /// The longest name of a target or a server, in bytes.
@@ -213,6 +216,33 @@ impl TryFrom<v1::Hop> for Hop {
     }
 }
 
+/// The header fields of an event.
+fn headers(wire: Vec<v1::HeaderField>) -> Result<Headers, WireError> {
+    if wire.len() > MAX_HEADERS {
+        return Err(WireError::new("headers", format!("more than {MAX_HEADERS} fields")));
+    }
+    let headers: Headers = wire.into_iter().map(|field| (field.name, field.value)).collect();
+    if headers.size() > MAX_HEADER_BYTES {
+        return Err(WireError::new("headers", format!("more than {MAX_HEADER_BYTES} bytes")));
+    }
+    Ok(headers)
+}
+
+/// Whether HTTP could have carried these header fields here, and can carry them on to a target.
+///
+/// # Errors
+/// One it cannot.
+pub fn check_headers(wire: &[v1::HeaderField]) -> Result<(), WireError> {
+    let is_none = |field: &&v1::HeaderField| {
+        HeaderName::from_bytes(field.name.as_bytes()).is_err()
+            || HeaderValue::from_bytes(&field.value).is_err()
+    };
+    wire.iter().find(is_none).map_or(Ok(()), |field| {
+        let name: String = field.name.chars().take(80).collect();
+        Err(WireError::new("headers", format!("{name:?} has a name or a value that HTTP cannot carry")))
+    })
+}
+
 /// The way of an event. One hop too many is carried, so that the event can be refused with a reason.
 fn hops(wire: Vec<v1::Hop>) -> Result<Hops, WireError> {
     if wire.len() > MAX_HOPS + 1 {
@@ -259,10 +289,7 @@ impl TryFrom<v1::Event> for Event {
     type Error = WireError;
 
     fn try_from(wire: v1::Event) -> Result<Self, WireError> {
-        if wire.headers.len() > MAX_HEADERS {
-            return Err(WireError::new("headers", format!("more than {MAX_HEADERS} fields")));
-        }
-        let headers: Headers = wire.headers.into_iter().map(|field| (field.name, field.value)).collect();
+        let headers = headers(wire.headers)?;
         let facts = Facts {
             source: parse("source", &wire.source)?,
             hook_id: parse_optional("hook_id", Some(wire.hook_id).filter(|id| !id.is_empty()).as_deref())?,

@@ -147,7 +147,9 @@ pub(crate) enum AuthError {
     Missing,
     #[error("the bearer token is wrong; set the client's token to one of the server's")]
     Wrong,
-    #[error("the token is a client's; this takes one of the server's --admin-token-file")]
+    #[error(
+        "the token is not an operator's; this takes one of the server's --admin-token-file, or a client's if it has none"
+    )]
     NotOperator,
     #[error("the token is a publishing server's; to subscribe takes one of the server's --client-token-file")]
     NotClient,

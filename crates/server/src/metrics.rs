@@ -131,7 +131,7 @@ impl Metrics {
             ),
             relayed: counters(
                 "gitstafette_relayed_events_total",
-                "Events of other servers: stored, repeat, loop, too_many_hops, not_watched or too_large.",
+                "Events of other servers: stored, repeat, loop, too_many_hops, not_watched, too_large or refused (not signed as it must be).",
                 "result",
             ),
             sampled: Sampled::new(&registry),
@@ -141,7 +141,7 @@ impl Metrics {
         for result in ["delivered", "failed", "filtered"] {
             drop(metrics.outcomes.with_label_values(&[result]));
         }
-        for result in ["stored", "repeat", "loop", "too_many_hops", "not_watched", "too_large"] {
+        for result in ["stored", "repeat", "loop", "too_many_hops", "not_watched", "too_large", "refused"] {
             drop(metrics.relayed.with_label_values(&[result]));
         }
         Arc::new(metrics)

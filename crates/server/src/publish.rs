@@ -11,8 +11,9 @@ use axum::extract::State;
 use axum::routing::post;
 use futures_util::{Stream, StreamExt};
 use gitstafette_core::classify::Hearsay;
-use gitstafette_core::event::Event;
+use gitstafette_core::event::{Event, Facts};
 use gitstafette_core::verify::Unverified;
+use gitstafette_proto::convert::check_headers;
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
 use http::header;
 use tonic::codegen::BoxStream;
@@ -34,6 +35,14 @@ pub(crate) struct Publications {
     pub(crate) intake: Arc<Intake>,
     /// Judges what is not believed, and counts what is in flight.
     pub(crate) ingest: Arc<Ingest>,
+}
+
+/// An event that its publisher could not prove.
+struct Disproved {
+    /// What the publisher said of it.
+    facts: Facts,
+    /// Why it is not believed.
+    detail: String,
 }
 
 /// The one method, at its path.
@@ -91,6 +100,7 @@ impl Publications {
     /// Takes one event, in a task of its own: a publisher that hangs up must not keep what is being stored from the log.
     async fn answer(self, request: PublishRequest, publisher: Publisher) -> Result<PublishResponse, Status> {
         let event = request.event.ok_or_else(|| Status::invalid_argument("event: is missing"))?;
+        check_headers(&event.headers).map_err(|error| malformed(&error))?;
         let event = Event::try_from(event).map_err(|error| malformed(&error))?;
         if event.webhook.facts.hops.last().is_none() {
             return Err(Status::invalid_argument("hops: the server that publishes is the last"));
@@ -98,7 +108,10 @@ impl Publications {
         let event = match publisher {
             Publisher::Unproven if self.ingest.verifies() => match self.prove(event).await {
                 Ok(event) => event,
-                Err(detail) => return Ok(answer(PublishResult::Refused, 0, detail)),
+                Err(refused) => {
+                    self.intake.refuse(&refused.facts, &refused.detail);
+                    return Ok(answer(PublishResult::Refused, 0, refused.detail));
+                }
             },
             Publisher::Believed | Publisher::Unproven => event,
         };
@@ -117,16 +130,23 @@ impl Publications {
     }
 
     /// Believes the webhook's own signature: what was read from it is read again. Its way is the publisher's word.
-    async fn prove(&self, mut event: Event) -> Result<Event, String> {
+    async fn prove(&self, mut event: Event) -> Result<Event, Box<Disproved>> {
         let facts = event.webhook.facts;
         let unverified = Unverified { headers: event.webhook.headers, body: event.webhook.body };
-        let hearsay = Hearsay { delivery_id: Some(facts.delivery_id), repository_id: None };
-        let proven = self.ingest.understand(unverified, Trust::Signature(hearsay), facts.received_at).await;
-        event.webhook = proven.map_err(|error| {
-            format!("{error}; what is published with a token of --publisher-token-file needs no signature")
-        })?;
-        event.webhook.facts.hops = facts.hops;
-        Ok(event)
+        let hearsay = Hearsay { delivery_id: Some(facts.delivery_id.clone()), repository_id: None };
+        match self.ingest.understand(unverified, Trust::Signature(hearsay), facts.received_at).await {
+            Ok(webhook) => {
+                event.webhook = webhook;
+                event.webhook.facts.hops = facts.hops;
+                Ok(event)
+            }
+            Err(error) => {
+                let detail = format!(
+                    "{error}; what is published with a token of --publisher-token-file needs no signature"
+                );
+                Err(Box::new(Disproved { facts, detail }))
+            }
+        }
     }
 }
 

@@ -21,7 +21,13 @@ const OF_FLAGS: &str = "flags";
 pub(crate) fn relays(settings: &mut Settings, name: &str) -> Vec<RelayOptions> {
     let mut relays = Vec::new();
     let mut tables = settings.tables("relay.push");
-    tables.extend(of_flags(settings));
+    if let Some(of_flags) = of_flags(settings) {
+        if tables.iter().any(|(name, _)| *name == of_flags.0) {
+            let message = "is the name of the relay that --relay-enabled makes; choose another";
+            settings.problem(&format!("relay.push.{OF_FLAGS}"), message);
+        }
+        tables.push(of_flags);
+    }
     for (relay, mut table) in tables {
         check_name(settings, RelayDirection::Push, &relay);
         relays.extend(push(&mut table, &relay, name));
@@ -133,7 +139,12 @@ fn pull(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
     let server = server(table, &files);
     let client_id = table.optional("client-id").or_else(|| pull_id(name, relay).parse().ok());
     let Some(client_id) = client_id else {
-        table.problem("client-id", "is wanted: this server's name cannot be a part of one");
+        table.problem(
+            "client-id",
+            &format!(
+                "is wanted: the server's name, {name:?}, has characters that no id can have, or too many"
+            ),
+        );
         return None;
     };
     let policy = DeliveryPolicy {

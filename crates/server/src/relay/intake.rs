@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use gitstafette_core::event::{Event, Facts, Sequence};
 use gitstafette_core::hop::HopsError;
 use gitstafette_core::store::{Appended, EventStore, StoreError};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 use crate::watchlist::LiveWatchlist;
@@ -42,7 +42,7 @@ pub(crate) enum Taken {
 pub(crate) enum Unwanted {
     #[error(transparent)]
     Hops(#[from] HopsError),
-    #[error("{0} is not on the watchlist there")]
+    #[error("{0} is not on the watchlist")]
     NotWatched(String),
 }
 
@@ -81,6 +81,19 @@ impl Intake {
         self.metrics.relayed.with_label_values(&[taken.as_str()]).inc();
         log(&facts, bytes, &taken, started);
         Ok(taken)
+    }
+
+    /// Notes an event that is not believed.
+    pub(crate) fn refuse(&self, facts: &Facts, reason: &str) {
+        self.metrics.relayed.with_label_values(&["refused"]).inc();
+        warn!(
+            delivery.id = %facts.delivery_id,
+            event.type = %facts.event_type,
+            repository.name = %facts.repository_label(),
+            relay.from = facts.hops.last().map(|hop| &*hop.server),
+            reason,
+            "event of another server refused"
+        );
     }
 
     /// What can be said without the store.

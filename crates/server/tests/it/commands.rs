@@ -461,7 +461,10 @@ async fn what_goes_wrong_is_one_line_that_says_what_to_change() {
     let client = Operator::of(&server);
     for (operator, start) in [
         (wrong, "the server refuses: the bearer token is wrong; set the client's token"),
-        (client, "the server refuses: the token is a client's; this takes one of the server's --admin"),
+        (
+            client,
+            "the server refuses: the token is not an operator's; this takes one of the server's --admin",
+        ),
         (nowhere, "cannot connect to http://127.0.0.1:"),
     ] {
         for line in ["events list", "events follow", "events redeliver 1", "watchlist list", "statistics"] {

@@ -283,6 +283,10 @@ fn published(number: u64) -> v1::Event {
     }
 }
 
+fn field(name: &str, value: &'static str) -> v1::HeaderField {
+    v1::HeaderField { name: name.to_owned(), value: value.into() }
+}
+
 fn hop(store: u64, sequence: u64) -> v1::Hop {
     let store_id = format!("{store:016x}");
     v1::Hop { store_id, server_name: format!("server {store}"), sequence, ..v1::Hop::default() }
@@ -301,7 +305,7 @@ async fn what_is_published_is_judged() {
     unwatched.owner = Some("other".into());
     let unwanted = publish(unwatched).await.unwrap();
     assert_eq!(unwanted.result(), PublishResult::Unwanted);
-    assert_eq!(unwanted.detail, "other/other is not on the watchlist there");
+    assert_eq!(unwanted.detail, "other/other is not on the watchlist");
     let long = v1::Event { hops: (1..=MAX_HOPS as u64).map(|store| hop(store, 3)).collect(), ..published(3) };
     assert_eq!(publish(long).await.unwrap().result(), PublishResult::Unwanted);
     let own = v1::Hop { store_id: server.store.id().to_string(), ..hop(1, 4) };
@@ -315,6 +319,8 @@ async fn what_is_published_is_judged() {
         (v1::Event { hops: vec![], ..published(6) }, "hops"),
         (v1::Event { hops: vec![v1::Hop { store_id: "x".into(), ..hop(1, 1) }], ..published(6) }, "store_id"),
         (v1::Event { delivery_id: String::new(), ..published(6) }, "delivery_id"),
+        (v1::Event { headers: vec![field("x a", "v")], ..published(6) }, "headers: \"x a\""),
+        (v1::Event { headers: vec![field("x-a", "v\r\nx: y")], ..published(6) }, "headers: \"x-a\""),
         (
             v1::Event { hops: (0..40).map(|store| hop(store, 3)).collect(), ..published(6) },
             "more than 33 hops",
