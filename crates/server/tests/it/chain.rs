@@ -187,7 +187,7 @@ async fn a_neighbour_that_is_away_costs_the_edge_no_memory() {
     assert!(away.stored().await == edge.stored().await);
 }
 
-/// What is logged about an event: when, and what.
+/// What is logged about an event.
 fn story(log: &[Value], delivery_id: &str) -> BTreeSet<String> {
     let of_it = log.iter().filter(|line| line["delivery.id"] == delivery_id);
     of_it.map(|line| line["message"].as_str().unwrap().to_owned()).collect()
