@@ -66,11 +66,7 @@ impl ServerAddress {
     /// The address as a URL, for logs.
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        // An IPv6 address stands in brackets (RFC 3986 §3.2.2).
-        match self.host.parse::<IpAddr>() {
-            Ok(IpAddr::V6(address)) => format!("{scheme}://[{address}]:{}", self.port),
-            _ => format!("{scheme}://{}:{}", self.host, self.port),
-        }
+        format!("{scheme}://{}", authority(&self.host, self.port))
     }
 
     /// Connects.
@@ -190,6 +186,14 @@ impl Interceptor for Bearer {
             request.metadata_mut().insert("authorization", value.clone());
         }
         Ok(request)
+    }
+}
+
+/// Host and port as they stand in a URL: an IPv6 address in brackets (RFC 3986 §3.2.2).
+pub(crate) fn authority(host: &str, port: u16) -> String {
+    match host.parse() {
+        Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        _ => format!("{host}:{port}"),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Where webhooks go: from the settings of `target` and `relay-…` to a target and how it is tried.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use reqwest::Url;
 use tokio_util::sync::CancellationToken;
 
 use super::{is_loopback, machine, token, usable};
-use crate::connect::ServerAddress;
+use crate::connect::{ServerAddress, authority};
 use crate::policy::DeliveryPolicy;
 use crate::settings::Settings;
 use crate::target::{HttpTarget, PrintTarget, ServerTarget, VerifiedTarget};
@@ -64,13 +63,10 @@ impl Place {
 }
 
 impl fmt::Display for Place {
-    /// As a URL. An IPv6 address stands in brackets (RFC 3986 §3.2.2).
+    /// As a URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { protocol, host, port } = self;
-        match host.parse() {
-            Ok(IpAddr::V6(address)) => write!(f, "{}://[{address}]:{port}", protocol.as_str()),
-            _ => write!(f, "{}://{host}:{port}", protocol.as_str()),
-        }
+        write!(f, "{}://{}", protocol.as_str(), authority(host, *port))
     }
 }
 
@@ -211,11 +207,12 @@ pub fn is_relay(settings: &mut Settings, keys: &[&str]) -> bool {
     enabled
 }
 
-fn relay_url(settings: &mut Settings, scheme: &str) -> String {
+/// The URL that `relay-host`, `relay-port` and `relay-path` make up.
+pub fn relay_url(settings: &mut Settings, scheme: &str) -> String {
     let host: String = settings.value("relay-host", String::new());
     let port: u16 = settings.value("relay-port", 0);
     let path: String = settings.optional("relay-path").unwrap_or_default();
-    format!("{scheme}://{host}:{port}/{}", path.trim_start_matches('/'))
+    format!("{scheme}://{}/{}", authority(&host, port), path.trim_start_matches('/'))
 }
 
 /// Another Gitstafette server.

@@ -4,7 +4,7 @@ use gitstafette_proto::convert::RelayState;
 use gitstafette_proto::v1::ListRelaysRequest;
 
 use super::commands::RelaysCommand;
-use super::table::{Column, Table};
+use super::table::{Column, print_all};
 use super::{Console, OperateError, answered};
 use crate::connect::ServerAddress;
 
@@ -30,18 +30,7 @@ pub(super) async fn run(
     let RelaysCommand::List(format) = command;
     let mut calls = server.connect().await?.calls;
     let answer = answered(calls.list_relays(ListRelaysRequest {})).await?;
-    let states: Vec<RelayState> =
-        answer.relays.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-    if states.is_empty() {
-        console.remark("the server has no relays");
-    }
-    if format.json {
-        states.iter().try_for_each(|state| console.json(state))?;
-    } else {
-        let rows: Vec<_> = states.iter().map(row).collect();
-        Table::new(COLUMNS).print(&mut console.output, &rows)?;
-    }
-    Ok(())
+    print_all(answer.relays, *format, (COLUMNS, row), "the server has no relays", console)
 }
 
 fn row(state: &RelayState) -> [String; 10] {

@@ -4,7 +4,7 @@ use gitstafette_proto::convert::{Attached, SubscriptionState};
 use gitstafette_proto::v1::ListSubscriptionsRequest;
 
 use super::commands::SubscriptionsCommand;
-use super::table::{Column, Table};
+use super::table::{Column, print_all};
 use super::{Console, OperateError, answered};
 use crate::connect::ServerAddress;
 
@@ -30,18 +30,7 @@ pub(super) async fn run(
     let SubscriptionsCommand::List(format) = command;
     let mut calls = server.connect().await?.calls;
     let answer = answered(calls.list_subscriptions(ListSubscriptionsRequest {})).await?;
-    let states: Vec<SubscriptionState> =
-        answer.subscriptions.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-    if states.is_empty() {
-        console.remark("no client has subscribed yet");
-    }
-    if format.json {
-        states.iter().try_for_each(|state| console.json(state))?;
-    } else {
-        let rows: Vec<_> = states.iter().map(row).collect();
-        Table::new(COLUMNS).print(&mut console.output, &rows)?;
-    }
-    Ok(())
+    print_all(answer.subscriptions, *format, (COLUMNS, row), "no client has subscribed yet", console)
 }
 
 fn row(state: &SubscriptionState) -> [String; 10] {

@@ -2,6 +2,11 @@
 
 use std::io::{self, Write};
 
+use gitstafette_proto::convert::WireError;
+use serde::Serialize;
+
+use super::commands::Format;
+use super::{Console, OperateError};
 use crate::target::print::push_visible;
 
 /// One column.
@@ -69,6 +74,31 @@ impl<const N: usize> Table<N> {
         text.truncate(text.trim_end().len());
         text
     }
+}
+
+/// Prints all that the server answered, as a table or as lines of JSON; what is to be said if it is nothing.
+pub(super) fn print_all<W, T, R, const N: usize>(
+    wire: Vec<W>,
+    format: Format,
+    (columns, row): ([Column; N], R),
+    nothing: &str,
+    console: &mut Console,
+) -> Result<(), OperateError>
+where
+    T: TryFrom<W, Error = WireError> + Serialize,
+    R: Fn(&T) -> [String; N],
+{
+    let all: Vec<T> = wire.into_iter().map(T::try_from).collect::<Result<_, _>>()?;
+    if all.is_empty() {
+        console.remark(nothing);
+    }
+    if format.json {
+        all.iter().try_for_each(|one| console.json(one))?;
+    } else {
+        let rows: Vec<_> = all.iter().map(row).collect();
+        Table::new(columns).print(&mut console.output, &rows)?;
+    }
+    Ok(())
 }
 
 /// Text that stays on its line.

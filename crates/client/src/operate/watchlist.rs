@@ -5,7 +5,7 @@ use gitstafette_proto::v1::change_watchlist_request::Change;
 use gitstafette_proto::v1::{self, ChangeWatchlistRequest, ListWatchlistRequest};
 
 use super::commands::{Format, Patterns, WatchlistCommand};
-use super::table::{Column, Table};
+use super::table::{Column, print_all};
 use super::{Console, OperateError, answered};
 use crate::connect::ServerAddress;
 
@@ -47,18 +47,8 @@ fn print(
     format: Format,
     console: &mut Console,
 ) -> Result<(), OperateError> {
-    let entries: Vec<WatchlistEntry> =
-        entries.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-    if entries.is_empty() {
-        console.remark("the watchlist is empty: nothing is accepted");
-    }
-    if format.json {
-        entries.iter().try_for_each(|entry| console.json(entry))?;
-    } else {
-        let rows: Vec<_> = entries.iter().map(row).collect();
-        Table::new([Column::text("PATTERN"), Column::text("ORIGIN")]).print(&mut console.output, &rows)?;
-    }
-    Ok(())
+    let columns = [Column::text("PATTERN"), Column::text("ORIGIN")];
+    print_all(entries, format, (columns, row), "the watchlist is empty: nothing is accepted", console)
 }
 
 fn row(entry: &WatchlistEntry) -> [String; 2] {

@@ -5,11 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gitstafette_core::event::Event;
 use gitstafette_core::target::{Attempt, Target, Verdict};
-use gitstafette_core::verify::{GitHubSignature, SignatureError};
-
-/// Above this size a body is verified on a thread of its own: 1 MiB takes some milliseconds, during which nothing else
-/// would move on this thread.
-const INLINE_BYTES: usize = 256 << 10;
+use gitstafette_core::verify::{GitHubSignature, INLINE_BYTES, SignatureError};
 
 /// Checks each webhook's signature before the target gets it: for whoever trusts the sender and not all between it and
 /// here. What does not hold is refused for good and not sent.

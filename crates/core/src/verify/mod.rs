@@ -8,6 +8,10 @@ use bytes::Bytes;
 
 use crate::headers::{HeaderError, Headers};
 
+/// Above this size, in bytes, a body is better verified on a thread of its own: 1 MiB takes some milliseconds, during which
+/// nothing else would move on an asynchronous thread.
+pub const INLINE_BYTES: usize = 256 << 10;
+
 /// A request as it was received: nothing in it may be believed.
 #[derive(Clone, Debug)]
 pub struct Unverified {

@@ -17,7 +17,7 @@ use tonic_prost::ProstEncoder;
 use super::Account;
 
 /// What stands before a message in its stream: a flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: u8 = 5;
 
 /// A repeated field, by the numbers of the fields on the way to it.
 pub(crate) struct Repeated {
@@ -85,7 +85,7 @@ impl<T: Carrier> Decoder for CarrierDecoder<T> {
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
         let malformed = || Status::invalid_argument("the message is not what its method takes");
-        self.account.decoded(message.remaining() + PREFIX_BYTES);
+        self.account.decoded(message.remaining() + usize::from(PREFIX_BYTES));
         for Repeated { path, most, what } in T::REPEATED {
             if count(message.chunk(), path).ok_or_else(malformed)? > *most {
                 return Err(Status::invalid_argument(format!("more than {most} {what}")));

@@ -50,13 +50,12 @@ pub struct IngestLimits {
 /// room for (`MAX_MESSAGE_BYTES`).
 const ENVELOPE_BYTES: u64 = 1 << 20;
 
-/// What stands before a message in its stream, in bytes.
-const MESSAGE_PREFIX: u64 = 5;
-
 impl IngestLimits {
     /// The largest message that carries a webhook, in bytes: never more than may be in flight, or it would be tried for ever.
     pub(crate) fn message_bytes(&self) -> u64 {
-        self.body_bytes.saturating_add(ENVELOPE_BYTES).min(self.inflight_bytes.saturating_sub(MESSAGE_PREFIX))
+        self.body_bytes
+            .saturating_add(ENVELOPE_BYTES)
+            .min(self.inflight_bytes.saturating_sub(carrier::PREFIX_BYTES.into()))
     }
 }
 

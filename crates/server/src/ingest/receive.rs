@@ -14,17 +14,13 @@ use gitstafette_core::classify::{self, Envelope, Hearsay};
 use gitstafette_core::event::{Facts, Timestamp, Webhook};
 use gitstafette_core::headers::{Headers, is_hop_by_hop};
 use gitstafette_core::store::Appended;
-use gitstafette_core::verify::{GitHubSignature, Unverified};
+use gitstafette_core::verify::{GitHubSignature, INLINE_BYTES, Unverified};
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
 use super::problem::{Problem, Refusal};
 use super::{Ingest, jenkins};
-
-/// Above this size a body is verified and parsed on a thread of its own: 1 MiB takes some milliseconds, during which
-/// nothing else would move on this thread.
-const INLINE_BYTES: usize = 256 << 10;
 
 /// What is known of a webhook while it is being received, for the log.
 #[derive(Debug)]

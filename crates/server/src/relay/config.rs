@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gitstafette_client::config::{Place, backoff, http_target, is_relay, parallel, pem_files, server, start};
+use gitstafette_client::config::{
+    Place, backoff, http_target, is_relay, parallel, pem_files, relay_url, server, start,
+};
 use gitstafette_client::settings::Settings;
 use gitstafette_client::target::ServerTarget;
 use gitstafette_client::{DeliveryPolicy, ExistingCursor, Subscription};
@@ -71,7 +73,6 @@ fn of_flags(settings: &mut Settings) -> Option<(String, Settings)> {
     let protocol = text(settings, "relay-protocol");
     let host = text(settings, "relay-host");
     let port: u16 = settings.value("relay-port", 0);
-    let path = text(settings, "relay-path");
     let health = text(settings, "relay-health-check-path");
     let is_insecure = settings.flag("relay-insecure");
     let mut values =
@@ -82,10 +83,9 @@ fn of_flags(settings: &mut Settings) -> Option<(String, Settings)> {
             ("port", port.to_string()),
             ("insecure", is_insecure.to_string()),
         ]),
-        "http" | "https" => values.extend([
-            ("target", format!("{protocol}://{host}:{port}/{}", path.trim_start_matches('/'))),
-            ("target-health-check-path", health),
-        ]),
+        "http" | "https" => {
+            values.extend([("target", relay_url(settings, &protocol)), ("target-health-check-path", health)])
+        }
         _ => {
             settings.problem("relay-protocol", "is neither grpc, http nor https");
             return None;
