@@ -16,7 +16,7 @@ pub(crate) const SECONDS: &str = "10";
 /// How long a load may last: the store keeps 1 GiB, longer loads show nothing new.
 const MOST_SECONDS: u64 = 300;
 /// How many rounds chaos has unless the reader says otherwise.
-pub(crate) const ROUNDS: &str = "100";
+const ROUNDS: &str = "100";
 /// How many it may have: it keeps a hash of every webhook that is sent.
 const MOST_ROUNDS: u64 = 10_000;
 /// How long the soak lasts unless the reader says otherwise, in minutes.
@@ -36,11 +36,19 @@ pub(crate) fn demo(arguments: &[&str]) -> anyhow::Result<()> {
     play(&programs, &programs, "demo", arguments)
 }
 
-/// `cargo xtask chaos`.
-pub(crate) fn chaos(rounds: &str) -> anyhow::Result<()> {
+/// `cargo xtask chaos`, with its options in any order.
+pub(crate) fn chaos(options: &[&str]) -> anyhow::Result<()> {
+    let (mut rounds, mut others) = (ROUNDS, Vec::new());
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match *option {
+            "--rounds" => rounds = options.next().context("--rounds needs a number")?,
+            other => others.push(other),
+        }
+    }
     check("--rounds", rounds, 1, MOST_ROUNDS)?;
     let programs = build_for_checks()?;
-    play(&programs, &programs, "chaos", &[rounds])
+    play(&programs, &programs, "chaos", &[&[rounds], &others[..]].concat())
 }
 
 /// `cargo xtask bench`.
@@ -117,7 +125,7 @@ mod tests {
         type Task = fn(&str) -> anyhow::Result<()>;
         let tasks: [(Task, &str); 4] = [
             (bench, "from 1 to 300"),
-            (chaos, "from 1 to 10000"),
+            (|number| chaos(&["--rounds", number]), "from 1 to 10000"),
             (soak, "from 1 to 1440"),
             (|number| lag(&["--subscribers", number]), "from 2 to 4000"),
         ];

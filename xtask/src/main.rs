@@ -21,8 +21,9 @@ tasks:
                        buf; says so where there is none
   demo                 a webhook's whole way, on this machine; stays up for webhooks of your own
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
-  chaos [--rounds N]   kill -9 of server and client under load, N times (100); fails if a webhook was
-                       lost, changed or overtaken
+  chaos [--rounds N] [--shape single|ring|diamond] [--power-loss] [--clock-jumps]
+                       kill -9 of servers and client under load, N times (100); fails if a webhook was lost,
+                       changed or overtaken, or stored twice. A power loss takes back what was not synced
   faults               the tests of targets, networks and chains that fail, at the length faults have in life
   bench [--seconds N]  speed and memory, compared within one run; N seconds (10) for each load
   soak [--minutes N]   a steady load for N minutes (30): whether memory, disk and latency stay as they
@@ -49,8 +50,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["contract"] => contract::run(),
         ["demo"] => launch::demo(&[]),
         ["demo", "--once"] => launch::demo(&["--once"]),
-        ["chaos"] => launch::chaos(launch::ROUNDS),
-        ["chaos", "--rounds", rounds] => launch::chaos(rounds),
+        ["chaos", options @ ..] => launch::chaos(options),
         ["faults"] => ci::faults(),
         ["soak"] => launch::soak(launch::MINUTES),
         ["soak", "--minutes", minutes] => launch::soak(minutes),

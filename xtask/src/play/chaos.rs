@@ -1,13 +1,15 @@
-//! `cargo xtask chaos`: kill -9 of the server, of the client or of both, again and again under load. Every webhook that
-//! was answered must arrive, as it was sent and in order.
+//! `cargo xtask chaos`: kill -9 of a server, of the client or of all, again and again under load. Every webhook that was
+//! accepted must arrive, as it was sent and in order. Servers can stand in a ring or a diamond, lose what they have not
+//! synced, and have clocks that jump.
 //!
-//! Senders and target are here, and live through it all: they know what was answered and what arrived.
+//! Senders and target run here and are never killed: they know which webhooks were accepted and which arrived.
 
-mod cast;
+mod cluster;
+mod faults;
 mod ledger;
 mod sender;
+mod stores;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,8 +22,9 @@ use crate::process::Interrupts;
 use crate::relay::{Programs, Secrets};
 use crate::target::Endpoint;
 use crate::text::{self, Colours};
-use cast::{Cast, Victim};
-use ledger::{Ledger, State};
+use cluster::{Cluster, Shape, Victim};
+use faults::{Faults, Library};
+use ledger::{Ledger, Origin, State};
 use sender::Sender;
 
 /// The repository of each sender: eight have one of their own, four share one.
@@ -37,53 +40,110 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A line is printed after so many rounds.
 const LINE: u32 = 10;
 
+/// What a chaos run does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    rounds: u32,
+    shape: Shape,
+    faults: Faults,
+}
+
+impl Plan {
+    /// Reads the number of rounds and the options `--shape S`, `--power-loss`, `--clock-jumps` and `--lying-disk`.
+    pub(crate) fn parse(rounds: &str, options: &[&str]) -> anyhow::Result<Self> {
+        let mut plan = Self { rounds: rounds.parse()?, shape: Shape::Single, faults: Faults::default() };
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            match *option {
+                "--shape" => {
+                    plan.shape = options.next().context("--shape needs single, ring or diamond")?.parse()?;
+                }
+                "--power-loss" => plan.faults.power_loss = true,
+                "--clock-jumps" => plan.faults.clock_jumps = true,
+                "--lying-disk" => (plan.faults.power_loss, plan.faults.lying_disk) = (true, true),
+                other => bail!("chaos has no option {other}"),
+            }
+        }
+        Ok(plan)
+    }
+}
+
 /// Kills `rounds` times. An error if the server's word was broken, or a program ended by itself.
-pub(crate) async fn run(programs: &Programs, rounds: u32) -> anyhow::Result<()> {
+pub(crate) async fn run(programs: &Programs, plan: Plan) -> anyhow::Result<()> {
+    if (plan.faults.power_loss || plan.faults.clock_jumps) && !Library::is_supported() {
+        println!("SKIPPED: power loss and clock jumps need Linux with glibc on a 64-bit machine");
+        return Ok(());
+    }
     // Beside the programs: that is a disk, which the system's folder for temporary files often is not.
     let beside = programs.server.parent().context("the server is in no folder")?;
     let folder = tempfile::Builder::new().prefix("chaos-").tempdir_in(beside)?;
     let secrets = Secrets::random();
-    let mut cast = Cast::new(programs, folder.path(), &secrets)?;
+    let mut cluster = Cluster::new(programs, folder.path(), &secrets, plan.shape, plan.faults)?;
+    let ledger = Arc::new(Ledger::new(&origins(plan.shape)));
     let mut interrupts = Interrupts::catch()?;
     let played = tokio::select! {
-        played = play(&mut cast, folder.path(), &secrets, rounds) => played,
+        played = play(&mut cluster, &ledger, &secrets, plan) => played,
         () = interrupts.next() => {
-            cast.kill(Victim::Both).await?;
+            cluster.kill(Victim::All).await?;
             bail!("interrupted");
         }
     };
-    let stopped = cast.stop().await;
-    let result = played.and_then(|summary| stopped.map(|()| summary));
-    match result {
-        Ok(summary) => println!("\n{}", Colours::detect().good(&summary)),
-        Err(error) => {
-            println!("\nLogs and store are kept in {}", folder.keep().display());
-            return Err(error);
-        }
+    let stopped = cluster.stop().await;
+    let result = match played.and(stopped) {
+        Ok(()) => stores::check(&cluster.stores(), &ledger.read(State::accepted_ids)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        println!("\nLogs and stores are kept in {}", folder.keep().display());
+        return Err(error);
     }
+    let accepted = ledger.read(|state| text::thousands(state.accepted as f64));
+    let summary = format!("All {accepted} accepted webhooks arrived as they were sent, and in order");
+    println!("\n{}", Colours::detect().good(&summary));
     Ok(())
 }
 
-async fn play(cast: &mut Cast<'_>, folder: &Path, secrets: &Secrets, rounds: u32) -> anyhow::Result<String> {
-    let ledger = Arc::new(Ledger::new(&SENDERS));
-    let book = Arc::clone(&ledger);
+/// Where the webhooks of each sender come from.
+fn origins(shape: Shape) -> Vec<Origin> {
+    let origins = SENDERS.iter().enumerate();
+    origins.map(|(sender, &repository)| Origin { server: shape.entry(sender), repository }).collect()
+}
+
+async fn play(
+    cluster: &mut Cluster<'_>,
+    ledger: &Arc<Ledger>,
+    secrets: &Secrets,
+    plan: Plan,
+) -> anyhow::Result<()> {
+    let Plan { rounds, shape, .. } = plan;
+    let book = Arc::clone(ledger);
     let target = Endpoint::start(&secrets.webhook, move |arrival| book.arrives(&arrival)).await?;
     let url = target.url();
-    cast.start(&url).await?;
-    println!("\n{} senders, {rounds} rounds of kill -9 under their load\n", SENDERS.len());
+    cluster.start(&url).await?;
+    println!(
+        "\n{} senders, {} servers, {rounds} rounds of kill -9 under their load\n",
+        SENDERS.len(),
+        shape.servers()
+    );
     let (stop, stopped) = watch::channel(false);
     let mut senders = JoinSet::new();
     for (number, repository) in SENDERS.into_iter().enumerate() {
-        let (secret, ledger) = (secrets.webhook.clone(), Arc::clone(&ledger));
-        let sender =
-            Sender { number, repository, server: cast.http(), secret, ledger, stop: stopped.clone() };
+        let (secret, ledger) = (secrets.webhook.clone(), Arc::clone(ledger));
+        let sender = Sender {
+            number,
+            repository,
+            server: cluster.entry(number),
+            secret,
+            ledger,
+            stop: stopped.clone(),
+        };
         senders.spawn(sender.run());
     }
     let mut tally = Tally::default();
     for round in 1..=rounds {
         tokio::select! {
-            struck = tally.strike(cast, &url, &ledger) => struck.with_context(|| format!("round {round}"))?,
-            Some(ended) = senders.join_next() => ended?.context("a sender gave up")?,
+            struck = tally.strike(cluster, shape, &url, ledger) => struck.with_context(|| format!("round {round}"))?,
+            Some(ended) = senders.join_next() => ended?.context("a sender failed")?,
         }
         if let Some(problems) = ledger.read(State::problems) {
             bail!("round {round}: {problems}");
@@ -94,16 +154,18 @@ async fn play(cast: &mut Cast<'_>, folder: &Path, secrets: &Secrets, rounds: u32
     }
     stop.send_replace(true);
     while let Some(ended) = senders.join_next().await {
-        ended?.context("a sender gave up")?;
+        ended?.context("a sender failed")?;
     }
-    all_arrived(&ledger).await;
-    tally.report(&ledger, figures::folder_size(&folder.join("store"))?);
+    all_arrived(ledger).await;
+    let sizes =
+        cluster.stores().iter().map(|store| figures::folder_size(store)).collect::<Result<Vec<_>, _>>();
+    tally.report(ledger, sizes?.iter().sum(), cluster.unsynced_writes);
+    if plan.faults.power_loss && cluster.unsynced_writes == 0 {
+        bail!("no write was unsynced when the power was cut: the test shows nothing");
+    }
     match ledger.read(State::verdict) {
         Some(problems) => bail!("{problems}"),
-        None => Ok(format!(
-            "All {} accepted webhooks arrived as they were sent, and in order",
-            ledger.read(|state| text::thousands(state.accepted as f64))
-        )),
+        None => Ok(()),
     }
 }
 
@@ -124,7 +186,7 @@ async fn all_arrived(ledger: &Ledger) {
 struct Tally {
     servers: u32,
     clients: u32,
-    both: u32,
+    all: u32,
     recoveries: Vec<Duration>,
     /// Whether the last kill was one that the next does not wait for.
     hasty: bool,
@@ -132,19 +194,26 @@ struct Tally {
 
 impl Tally {
     /// One round: a while of quiet, a kill, a start, and mostly the wait until all works again.
-    async fn strike(&mut self, cast: &mut Cast<'_>, target: &str, ledger: &Ledger) -> anyhow::Result<()> {
+    async fn strike(
+        &mut self,
+        cluster: &mut Cluster<'_>,
+        shape: Shape,
+        target: &str,
+        ledger: &Ledger,
+    ) -> anyhow::Result<()> {
         let quiet = if self.hasty { HASTE } else { QUIET };
         tokio::time::sleep(Duration::from_millis(fastrand::u64(quiet))).await;
-        let victim = Victim::random();
+        let victim = Victim::random(shape);
         match victim {
-            Victim::Server => self.servers += 1,
+            Victim::Server(_) => self.servers += 1,
             Victim::Client => self.clients += 1,
-            Victim::Both => self.both += 1,
+            Victim::All => self.all += 1,
         }
-        cast.kill(victim).await?;
+        cluster.jump_clock()?;
+        cluster.kill(victim).await?;
         let started = Instant::now();
         ledger.write(State::started);
-        cast.start(target).await?;
+        cluster.start(target).await?;
         self.hasty = fastrand::u8(..HASTY) == 0;
         if self.hasty {
             return Ok(());
@@ -173,12 +242,13 @@ impl Tally {
         text::quantile(&self.recoveries, 1.0).map_or_else(|| "-".to_owned(), text::millis)
     }
 
-    fn report(&self, ledger: &Ledger, stored: u64) {
+    fn report(&self, ledger: &Ledger, stored: u64, unsynced_writes: u64) {
         let figures = Figures::start();
         figures.heading("kills");
-        figures.row("of the server", self.servers, "", "");
+        figures.row("of a server", self.servers, "", "");
         figures.row("of the client", self.clients, "", "");
-        figures.row("of both", self.both, "", "");
+        figures.row("of all", self.all, "", "");
+        figures.row("unsynced writes taken back", unsynced_writes, "", "with --power-loss");
         figures.heading("webhooks");
         ledger.read(|state| {
             let row = |label: &str, number: u64, remark: &str| {
@@ -195,7 +265,7 @@ impl Tally {
         let remark = format!("of {}; the next kill came sooner after the others", self.recoveries.len());
         figures.row("median", median, "ms", &remark);
         figures.row("slowest", self.slowest(), "ms", "");
-        figures.heading("the store");
+        figures.heading("the stores");
         figures.row("size at the end", figures::mebibytes(stored), "MiB", "");
     }
 }
@@ -214,6 +284,16 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_missing_is_not_waited_for() {
-        all_arrived(&Ledger::new(&SENDERS)).await;
+        all_arrived(&Ledger::new(&origins(Shape::Ring))).await;
+    }
+
+    #[test]
+    fn a_plan_is_read_from_options() {
+        let plan = Plan::parse("7", &["--shape", "ring", "--power-loss"]).unwrap();
+        assert_eq!((plan.rounds, plan.shape), (7, Shape::Ring));
+        assert!(plan.faults.power_loss && !plan.faults.clock_jumps && !plan.faults.lying_disk);
+        for wrong in [&["--shape"][..], &["--shape", "square"], &["--power"]] {
+            assert!(Plan::parse("7", wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -43,7 +43,9 @@ async fn run(arguments: &[&str]) -> anyhow::Result<()> {
         ["bench", server, client, seconds] => {
             bench::run(programs(server, client), Duration::from_secs(seconds.parse()?)).await
         }
-        ["chaos", server, client, rounds] => chaos::run(&programs(server, client), rounds.parse()?).await,
+        ["chaos", server, client, rounds, options @ ..] => {
+            chaos::run(&programs(server, client), chaos::Plan::parse(rounds, options)?).await
+        }
         ["soak", server, client, minutes] => soak::run(&programs(server, client), minutes.parse()?).await,
         ["lag", server, client, subscribers, events] => {
             let scale = lag::Scale { subscribers: subscribers.parse()?, events: events.parse()? };

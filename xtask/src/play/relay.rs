@@ -67,15 +67,26 @@ impl Server {
         ports: Ports,
         flags: &[&str],
     ) -> anyhow::Result<Self> {
+        let mut command = Self::command(program, folder, secrets, ports);
+        command.args(flags);
+        Self::run(command, folder).await
+    }
+
+    /// The command that starts the server.
+    pub(crate) fn command(program: &Path, folder: &Path, secrets: &Secrets, ports: Ports) -> Command {
         let mut command = Command::new(program);
         command
             .args(["--bind", "127.0.0.1", "--port", &ports.http.to_string()])
             .args(["--grpc-port", &ports.grpc.to_string(), "--grpc-health-port", "0"])
-            .args(flags)
             .args(["--repositories", WATCHLIST, "--log-format", "json", "--store"])
             .arg(folder.join("store"))
             .env("GITSTAFETTE_WEBHOOK_HMAC", text(&secrets.webhook))
             .env("GITSTAFETTE_CLIENT_TOKEN", text(&secrets.token));
+        command
+    }
+
+    /// Runs such a command, logs to `folder`, and waits until the server listens.
+    pub(crate) async fn run(command: Command, folder: &Path) -> anyhow::Result<Self> {
         let mut process = Process::start("gitstafette-server", command, folder)?;
         let http = process.line("listening for webhooks", |line| address(line, "http.address")).await?;
         let grpc = process.line("listening for clients", |line| address(line, "grpc.address")).await?;

@@ -1,6 +1,6 @@
 //! What was sent, what was answered and what arrived: whether the server kept its word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -30,6 +30,15 @@ impl Name {
     }
 }
 
+/// Where a sender's webhooks come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Origin {
+    /// The server that gets them first.
+    pub(crate) server: usize,
+    /// Their repository.
+    pub(crate) repository: usize,
+}
+
 /// The book that senders and target write, and whoever waits reads.
 #[derive(Debug)]
 pub(crate) struct Ledger(watch::Sender<State>);
@@ -37,8 +46,8 @@ pub(crate) struct Ledger(watch::Sender<State>);
 /// What the book says. Of bodies it keeps hashes alone: its size is bounded by the number of webhooks.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// The repository of each sender.
-    repositories: Vec<usize>,
+    /// The repository of each sender, and the server that it sends to.
+    origins: Vec<Origin>,
     sent: Vec<Vec<Entry>>,
     /// The newest webhook of each sender among those that arrived.
     newest: Vec<Option<usize>>,
@@ -74,11 +83,11 @@ struct Entry {
 }
 
 impl Ledger {
-    /// An empty one, for senders of these repositories.
-    pub(crate) fn new(repositories: &[usize]) -> Self {
-        let count = repositories.len();
+    /// An empty one, for senders of these origins.
+    pub(crate) fn new(origins: &[Origin]) -> Self {
+        let count = origins.len();
         Self(watch::Sender::new(State {
-            repositories: repositories.to_vec(),
+            origins: origins.to_vec(),
             sent: (0..count).map(|_| Vec::new()).collect(),
             newest: vec![None; count],
             ..State::default()
@@ -207,24 +216,35 @@ impl State {
         })
     }
 
-    /// The first sequence that was given twice, and the first pair of each repository that arrived in another order than
-    /// the store's. Senders that share a repository are compared with each other only here.
+    /// The delivery ids of all webhooks that were accepted.
+    pub(crate) fn accepted_ids(&self) -> BTreeSet<String> {
+        let accepted = self.sent.iter().enumerate().flat_map(|(sender, entries)| {
+            let numbers = entries.iter().enumerate().filter(|(_, entry)| entry.accepted);
+            numbers.map(move |(number, _)| Name { sender, number }.delivery_id())
+        });
+        accepted.collect()
+    }
+
+    /// The first sequence that a server gave twice, and the first pair of each repository that arrived in another order than
+    /// that of its server's store. Senders that share a repository are compared with each other only here.
     fn disorder(&self) -> Vec<String> {
-        let mut stored: BTreeMap<u64, (usize, u64)> = BTreeMap::new();
+        let mut stored: BTreeMap<(usize, u64), (Origin, u64)> = BTreeMap::new();
         let mut problems = Vec::new();
         for (sender, entry) in
             self.sent.iter().enumerate().flat_map(|(at, all)| all.iter().map(move |e| (at, e)))
         {
+            let origin = self.origins[sender];
             if let (Some(sequence), Some(arrived)) = (entry.sequence, entry.arrived)
-                && stored.insert(sequence, (self.repositories[sender], arrived)).is_some()
+                && stored.insert((origin.server, sequence), (origin, arrived)).is_some()
             {
                 problems.push(format!("the sequence {sequence} was given to two webhooks"));
             }
         }
-        let mut last: BTreeMap<usize, u64> = BTreeMap::new();
-        for (sequence, (repository, arrived)) in stored {
-            let before = last.insert(repository, arrived);
+        let mut last: BTreeMap<Origin, u64> = BTreeMap::new();
+        for ((_, sequence), (origin, arrived)) in stored {
+            let before = last.insert(origin, arrived);
             if before.is_some_and(|before| before > arrived) {
+                let repository = origin.repository;
                 problems
                     .push(format!("sequence {sequence} of repository {repository} overtook an earlier one"));
             }
@@ -247,9 +267,13 @@ mod tests {
         state.arrives(&name.delivery_id(), Sha256::digest(text).into(), Instant::now());
     }
 
+    fn origins(repositories: &[usize]) -> Vec<Origin> {
+        repositories.iter().map(|repository| Origin { server: 0, repository: *repository }).collect()
+    }
+
     /// A book in which each sender of `repositories` sent `count` webhooks that were accepted one after another.
     fn book(repositories: &[usize], count: u64) -> Ledger {
-        let ledger = Ledger::new(repositories);
+        let ledger = Ledger::new(&origins(repositories));
         for round in 0..count {
             for sender in 0..repositories.len() {
                 ledger.write(|state| {
@@ -324,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_sequence_is_given_once() {
-        let ledger = Ledger::new(&[1, 2]);
+        let ledger = Ledger::new(&origins(&[1, 2]));
         ledger.write(|state| {
             for sender in [0, 1] {
                 let name = state.sends(sender, b"a");
@@ -332,6 +356,20 @@ mod tests {
                 arrive(state, name, "a");
             }
             assert!(state.verdict().unwrap().contains("sequence 1 was given to two"));
+        });
+    }
+
+    #[test]
+    fn servers_number_their_events_apart() {
+        let ledger = Ledger::new(&[0, 1].map(|server| Origin { server, repository: 1 }));
+        ledger.write(|state| {
+            for (sender, sequence) in [(1, 2), (0, 1), (0, 2), (1, 3)] {
+                let name = state.sends(sender, b"a");
+                state.accepts(name, Some(sequence));
+                arrive(state, name, "a");
+            }
+            assert_eq!(state.verdict(), None);
+            assert_eq!(state.accepted_ids().len(), 4);
         });
     }
 
