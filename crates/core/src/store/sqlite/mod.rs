@@ -44,6 +44,7 @@
 
 mod ahead;
 mod catalog;
+mod clock;
 mod codec;
 mod counts;
 mod folder;

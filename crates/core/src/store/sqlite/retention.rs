@@ -7,20 +7,12 @@
 //!
 //! These steps need not be durable one by one. What a power failure undoes is done again, so their transactions do
 //! not sync the disk; the next group's does, and everything before it in the log is then durable too.
-//!
-//! # The clock
-//!
-//! Age is counted from acceptance, not from when the first server received the event: one that was relayed late must
-//! not be removed before anybody could take it. It is counted on a clock that runs evenly while the store is open
-//! and never goes back. Machines without a battery wake up in the past and are set right a minute later; if ages
-//! followed, everything would be too old at once. Such a step is noticed and kept as the `skew` between the two
-//! clocks.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::writer::{self, Writer};
 use super::{ahead, codec, counts, schema, statements};
@@ -37,53 +29,10 @@ const STEP_PAGES: u32 = 64;
 const SPARE_PAGES: u64 = 256;
 /// How long to leave it after a step failed: the disk needs an operator, not another try.
 const PAUSE: Duration = Duration::from_secs(60);
-/// How far the clocks may part before it is a step.
-const STEP_OF_TIME: i64 = 60_000;
 /// How far beyond its size the log may grow before the writer waits for readers, so that it can start anew.
 const LOG_STRETCH: u64 = 4 * schema::LOG_BYTES as u64;
 /// How long it waits for them.
 pub(super) const LOG_WAIT: Duration = Duration::from_millis(200);
-
-/// The store's clock: see the module.
-#[derive(Debug)]
-pub(super) struct Clock {
-    started: Instant,
-    base: i64,
-    /// What the system's clock is ahead of this one, in milliseconds.
-    skew: i64,
-}
-
-impl Clock {
-    /// The clock, going on from where the store left it.
-    pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
-        let newest: Option<i64> = connection
-            .query_row("SELECT accepted_at FROM events ORDER BY sequence DESC LIMIT 1", (), |row| row.get(0))
-            .optional()?;
-        let skew = connection.query_row("SELECT skew FROM position", (), |row| row.get(0))?;
-        let base = system_time().saturating_sub(skew).max(newest.unwrap_or_default()).max(0);
-        Ok(Self { started: Instant::now(), base, skew })
-    }
-
-    /// The time.
-    pub(super) fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.millis().unsigned_abs())
-    }
-
-    fn millis(&self) -> i64 {
-        let elapsed = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
-        self.base.saturating_add(elapsed)
-    }
-
-    /// The new skew, if the system's clock made a step.
-    fn step(&self, system: i64) -> Option<i64> {
-        let skew = system.saturating_sub(self.millis());
-        (skew.saturating_sub(self.skew).saturating_abs() > STEP_OF_TIME).then_some(skew)
-    }
-}
-
-fn system_time() -> i64 {
-    codec::signed(Timestamp::from(SystemTime::now()).as_millis())
-}
 
 /// What the writer knows about its upkeep.
 #[derive(Debug)]
@@ -163,7 +112,8 @@ impl Writer {
         if self.upkeep.paused().is_some() {
             return false;
         }
-        let step = self.follow_clock().and_then(|()| Ok(self.retain()? || self.give_back()?));
+        let step =
+            self.clock.record_jump(&self.connection).and_then(|()| Ok(self.retain()? || self.give_back()?));
         self.attempted(step).unwrap_or(false)
     }
 
@@ -297,15 +247,6 @@ impl Writer {
         self.upkeep.log_limit = if busy? { length.saturating_add(LOG_STRETCH) } else { LOG_STRETCH };
         Ok(())
     }
-
-    /// Takes note of a step of the system's clock.
-    fn follow_clock(&mut self) -> rusqlite::Result<()> {
-        if let Some(skew) = self.clock.step(system_time()) {
-            self.connection.execute("UPDATE position SET skew = ?1", params![skew])?;
-            self.clock.skew = skew;
-        }
-        Ok(())
-    }
 }
 
 /// The oldest event and when it was accepted.
@@ -314,32 +255,4 @@ fn oldest(connection: &Connection) -> rusqlite::Result<Option<(Sequence, Timesta
         .prepare_cached("SELECT sequence, accepted_at FROM events ORDER BY sequence LIMIT 1")?
         .query_row((), |row| Ok((codec::sequence(row, 0)?, Timestamp::from_millis(codec::number(row, 1)?))))
         .optional()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_step_of_the_clock_is_one() {
-        let clock = Clock { started: Instant::now(), base: 1_000_000_000, skew: 500_000 };
-        let even = clock.millis() + clock.skew;
-        for drift in [-30_000, 0, 30_000] {
-            assert_eq!(clock.step(even + drift), None);
-        }
-        // Set right after it woke up in 1970, and set back by a year.
-        for step in [1_700_000_000_000, -31_536_000_000] {
-            let skew = clock.step(even + step).expect("a step");
-            assert!((skew - clock.skew - step).abs() < 30_000, "{skew}");
-        }
-        assert!(clock.step(i64::MAX).is_some() && clock.step(i64::MIN).is_some());
-    }
-
-    #[test]
-    fn the_store_s_clock_takes_no_part_in_a_step() {
-        let mut clock = Clock { started: Instant::now(), base: 1_000_000_000, skew: 0 };
-        let before = clock.now();
-        clock.skew = clock.step(1_700_000_000_000).expect("a step");
-        assert!(clock.now() >= before && clock.now().as_millis() < 1_000_100_000);
-    }
 }

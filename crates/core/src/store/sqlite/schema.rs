@@ -33,7 +33,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// Every step of the schema, oldest first. The schema's version is how many were taken. Steps are only ever added.
 ///
 /// - Repository and installation ids are unsigned in the model and signed here; the bits are the same.
-/// - `accepted_at` is the store's own clock, which never goes back: see `retention`.
+/// - `accepted_at` is the store's own clock, which never goes back: see `clock`.
 /// - `payloads` and the tables about clients refer to events without a foreign key: retention always removes a
 ///   prefix of the log, which is one range in each of them.
 /// - `ahead` has ranges since the second version. What the first kept one by one is put together by walking it in its
@@ -45,6 +45,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `hops` are the servers that an event came through, and `origin_store` and `origin_sequence` the first of them, to find
 ///   it by: all null, and in no index, if there are none. Not unique: a neighbour that was restored from a backup numbers
 ///   other events alike.
+/// - `boot_id` and `booted_at` are the boot of the system in which the store was opened, and its time on the store's clock.
 /// - `repositories` counts the events of each repository with a number: see `counts`.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
@@ -161,6 +162,10 @@ pub(super) const MIGRATIONS: &[&str] = &[
     INSERT INTO repositories (id, events)
         SELECT repository_id, 1 FROM events WHERE repository_id IS NOT NULL
         ON CONFLICT (id) DO UPDATE SET events = events + 1;
+",
+    "
+    ALTER TABLE position ADD COLUMN boot_id TEXT;
+    ALTER TABLE position ADD COLUMN booted_at INTEGER;
 ",
 ];
 
@@ -328,6 +333,14 @@ fn migrate(connection: &mut Connection, from: usize) -> rusqlite::Result<()> {
     }
     transaction.execute_batch(&format!("PRAGMA user_version = {};", MIGRATIONS.len()))?;
     transaction.commit()
+}
+
+/// An empty database in memory.
+#[cfg(test)]
+pub(super) fn in_memory() -> Connection {
+    let mut connection = Connection::open_in_memory().expect("SQLite opens a database in memory");
+    migrate(&mut connection, 0).expect("the schema is valid");
+    connection
 }
 
 fn damaged(database: &Path, reason: &str) -> OpenError {

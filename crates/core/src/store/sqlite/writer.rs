@@ -9,9 +9,10 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
 use super::Shared;
+use super::clock::Clock;
 use super::outage::Outage;
 use super::queue::{Answer, Request, Task};
-use super::retention::{self, Clock, Upkeep};
+use super::retention::{self, Upkeep};
 use super::statements::{self, Batch};
 use crate::event::{Address, Event, Sequence};
 use crate::store::{Appended, Options, Statistics, StoreError};
