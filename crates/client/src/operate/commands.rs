@@ -248,7 +248,7 @@ pub struct Redeliver {
     /// How many events at most, the oldest first
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: Option<u32>,
-    /// Do not ask
+    /// Do not ask before several events are redelivered; needed without a terminal
     #[arg(long)]
     pub(super) yes: bool,
     #[command(flatten)]

@@ -28,13 +28,14 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// The standard streams. Nobody is asked where standard input is no terminal.
+    /// The standard streams. Nobody can be asked unless questions and answers both go over a terminal.
     pub fn standard() -> Self {
+        let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
         Self {
             output: Box::new(io::BufWriter::new(io::stdout())),
             is_terminal: io::stdout().is_terminal(),
             remarks: Box::new(io::stderr()),
-            answers: io::stdin().is_terminal().then(|| Box::new(BufReader::new(tokio::io::stdin())) as _),
+            answers: can_ask.then(|| Box::new(BufReader::new(tokio::io::stdin())) as _),
         }
     }
 
@@ -64,9 +65,23 @@ impl Console {
         drop(writeln!(self.remarks, "{text}"));
     }
 
+    /// Fails if nobody can be asked: a command that asks before it acts then needs `--yes`.
+    pub(super) fn require_answers(&self) -> Result<(), OperateError> {
+        match self.answers {
+            Some(_) => Ok(()),
+            None => {
+                Err(OperateError::Usage("there is no terminal to ask for confirmation; give --yes".into()))
+            }
+        }
+    }
+
     /// Asks a question that is answered with yes or no; what is not clearly yes is no.
+    ///
+    /// # Errors
+    /// As [`require_answers`](Self::require_answers), or the answer cannot be read.
     pub(super) async fn confirms(&mut self, question: &str) -> Result<bool, OperateError> {
-        let Some(answers) = &mut self.answers else { return Ok(true) };
+        self.require_answers()?;
+        let Some(answers) = &mut self.answers else { return Ok(false) };
         drop(write!(self.remarks, "{question} [y/N] ").and_then(|()| self.remarks.flush()));
         let mut answer = String::new();
         let read = answers.read_line(&mut answer).await;

@@ -30,6 +30,10 @@ pub(super) async fn redeliver(
     server: &ServerAddress,
     console: &mut Console,
 ) -> Result<(), OperateError> {
+    let must_ask = asked.sequence.is_none() && !asked.yes;
+    if must_ask {
+        console.require_answers()?;
+    }
     let mut connection = server.connect().await?;
     let statistics = answered(connection.calls.show_statistics(ShowStatisticsRequest {})).await?;
     let head = Sequence::new(statistics.head);
@@ -39,7 +43,7 @@ pub(super) async fn redeliver(
     let mut count = 0;
     // An empty range is not to be sent: where the log is empty, its end would mean no end.
     if request.listing.first.max(Sequence::new(1)) <= head {
-        if asked.sequence.is_none() && !asked.yes && console.answers.is_some() {
+        if must_ask {
             let found = count_events(&request, most, &mut connection).await?;
             if found > 0 && !console.confirms(&format!("deliver {} again?", events(found))).await? {
                 console.remark("nothing was redelivered");

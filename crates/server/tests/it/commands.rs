@@ -306,13 +306,14 @@ async fn one_a_range_and_a_delivery_id_arrive_again() {
     assert_eq!(printed.text(), "{\"sequence\":2,\"redeliveredAs\":4}\n");
     assert_eq!(target.next_ids(1).await, ["delivery-2"]);
 
-    let printed = operator.prints("events redeliver --first 1 --last 1000 --to-client test --limit 2").await;
+    let printed =
+        operator.prints("events redeliver --first 1 --last 1000 --to-client test --limit 2 --yes").await;
     let rows: Vec<_> = printed.text().split_whitespace().map(str::to_owned).collect();
     assert_eq!(rows, ["SEQUENCE", "REDELIVERED", "AS", "1", "5", "2", "6"]);
     assert_eq!(target.next_ids(2).await, ["delivery-1", "delivery-2"]);
 
     // What it appends has the same delivery id, and is not redelivered itself.
-    let printed = operator.prints("events redeliver --delivery delivery-2 --json").await;
+    let printed = operator.prints("events redeliver --delivery delivery-2 --json --yes").await;
     assert_eq!(printed.sequences(), [2, 4, 6]);
     assert_eq!(target.next_ids(3).await, ["delivery-2"; 3]);
     all_acknowledged(&*server.store).await;
@@ -330,7 +331,7 @@ async fn more_than_one_call_takes_are_redelivered_call_by_call() {
     for number in 1..=205 {
         sender.push(&format!("delivery-{number}")).await;
     }
-    let printed = Operator::of(&server).prints("events redeliver --first 1 --last 300 --json").await;
+    let printed = Operator::of(&server).prints("events redeliver --first 1 --last 300 --json --yes").await;
     assert_eq!(printed.sequences(), (1..=205).collect::<Vec<_>>());
     assert_eq!(server.events().await, 410);
 }
@@ -356,6 +357,24 @@ async fn a_person_is_asked_and_may_say_no() {
 }
 
 #[tokio::test]
+async fn nothing_is_redelivered_unasked_where_nobody_can_be_asked() {
+    let server = five_events().await;
+    let operator = Operator::of(&server);
+    for line in
+        ["--first 2 --last 4", "--delivery delivery-2", "--dead-letters", "--first 50 --last 60 --json"]
+    {
+        let refused = operator.run(&format!("events redeliver {line}")).await;
+        let error = refused.result.unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{line}");
+        assert_eq!(error.to_string(), "there is no terminal to ask for confirmation; give --yes");
+        assert!(refused.output.bytes().is_empty() && refused.remarks.is_empty(), "{line}");
+    }
+    assert_eq!(server.events().await, 5);
+    operator.prints("events redeliver --first 2 --last 4 --yes").await;
+    assert_eq!(server.events().await, 8);
+}
+
+#[tokio::test]
 async fn dead_letters_arrive_again_where_they_are_dead() {
     let server = TestServer::start("").await;
     let mut target = TestTarget::answering(|number| match number {
@@ -374,9 +393,9 @@ async fn dead_letters_arrive_again_where_they_are_dead() {
     let listed = operator.prints("events list").await.text();
     assert!(listed.contains(&format!("dead letter (404 at {name})")), "{listed}");
 
-    let others = operator.run("events redeliver --dead-letters --target elsewhere").await;
+    let others = operator.run("events redeliver --dead-letters --target elsewhere --yes").await;
     assert_eq!(others.remarks, "no such events\n");
-    let printed = operator.prints("events redeliver --dead-letters --client test --json").await;
+    let printed = operator.prints("events redeliver --dead-letters --client test --json --yes").await;
     assert_eq!(printed.text(), "{\"sequence\":1,\"redeliveredAs\":3}\n");
     assert_eq!(target.next_ids(1).await, ["delivery-1"]);
     all_acknowledged(&*server.store).await;
