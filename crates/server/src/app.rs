@@ -18,13 +18,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
-use tonic::service::interceptor::InterceptedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
-use crate::auth::ClientAuth;
+use crate::auth::{ClientAuth, MethodGuard};
 use crate::compat::{self, Compat};
 use crate::info::InfoService;
 use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
@@ -216,7 +215,8 @@ impl Server {
         if let Some(address) = apart {
             let tcp = bind(address, "gRPC health").await?;
             addresses.health = Some(local(&tcp, address)?);
-            let router = Routes::new(health_service).into_axum_router().fallback(ingest::not_found);
+            let router = method_guard(&options).protect(Routes::new(health_service).into_axum_router());
+            let router = router.fallback(ingest::not_found);
             listeners.push(listener(tcp, Security::Plain, router));
         }
         if let Some(address) = options.admin {
@@ -297,6 +297,10 @@ impl Server {
 async fn ended(store: &dyn EventStore) {
     // No head is waited for: only the end of the wait is of interest.
     drop(store.head().wait_for(|_| false).await);
+}
+
+fn method_guard(options: &ServerOptions) -> MethodGuard {
+    MethodGuard { auth: options.clients.clone(), verifies_webhooks: options.signature.is_some() }
 }
 
 fn grpc_security(options: &ServerOptions) -> Security {
@@ -396,7 +400,7 @@ impl Shared {
         }
     }
 
-    /// All gRPC services. Health is for everybody; the others are for authenticated clients, but for what old servers push.
+    /// All gRPC services.
     fn grpc<H>(&self, options: &ServerOptions, at: SocketAddr, health: &H, ingest: Arc<Ingest>) -> Router
     where
         H: tower::Service<http::Request<tonic::body::Body>, Error = std::convert::Infallible>
@@ -408,7 +412,6 @@ impl Shared {
         H::Response: axum::response::IntoResponse,
         H::Future: Send + 'static,
     {
-        let auth = &options.clients;
         let service = Service {
             subscriptions: Arc::clone(&self.subscriptions),
             compat: Compat {
@@ -416,7 +419,6 @@ impl Shared {
                 metrics: Arc::clone(&self.metrics),
             },
             admin: Arc::clone(&self.admin),
-            auth: auth.clone(),
         };
         let publications = Publications { intake: Arc::clone(&self.intake), ingest: Arc::clone(&ingest) };
         let service = GitstafetteServer::new(service)
@@ -428,13 +430,14 @@ impl Shared {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .expect("the descriptors were made by the build");
-        Routes::new(health.clone())
-            .add_service(InterceptedService::new(service, auth.clone()))
-            .add_service(InterceptedService::new(info, auth.clone()))
-            .add_service(InterceptedService::new(reflection, auth.clone()))
+        let router = Routes::new(health.clone())
+            .add_service(service)
+            .add_service(info)
+            .add_service(reflection)
             .into_axum_router()
             .merge(publish::router(publications))
-            .merge(compat::push_router(ingest))
+            .merge(compat::push_router(ingest));
+        method_guard(options).protect(router)
     }
 
     fn info(&self, options: &ServerOptions, at: SocketAddr) -> InfoService {

@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 
 use gitstafette_core::secret::Secret;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use tonic::Status;
+
+mod methods;
+
+pub(crate) use methods::{MethodGuard, PUBLISH, PUSH, unknown_method};
 
 /// Who is at the other end of a connection. Put into every request's extensions by the listener.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ pub(crate) enum Publisher {
     Believed,
     /// The webhook's signature must hold, if the server has secrets.
     Unproven,
+    /// It showed no token, though one is asked for: the webhook's signature must hold.
+    WithoutToken,
 }
 
 impl ClientAuth {
@@ -60,25 +65,10 @@ impl ClientAuth {
         self.certificate || !self.tokens.is_empty()
     }
 
-    /// Whether the caller is known at all: it showed a certificate if one is asked for, and anybody's token if clients need
-    /// one. What it may do is looked at by its call. Every token is compared, in constant time.
-    pub(crate) fn check(
-        &self,
-        authorization: Option<&[u8]>,
-        certificate: Option<PeerCertificate>,
-    ) -> Result<(), AuthError> {
-        if self.certificate && certificate != Some(PeerCertificate::Verified) {
-            return Err(AuthError::Certificate);
-        }
-        if self.tokens.is_empty() {
-            return Ok(());
-        }
-        let anybody = [&*self.tokens, &*self.operator_tokens];
-        match self.shows(authorization, anybody, AuthError::NotClient) {
-            // A publisher's: known, and not a client's.
-            Err(AuthError::NotClient) => Ok(()),
-            checked => checked,
-        }
+    /// Whether the caller showed a certificate, if one is asked for.
+    pub(crate) fn check_certificate(&self, peer: Option<&Peer>) -> Result<(), AuthError> {
+        let is_verified = peer.is_some_and(|peer| peer.certificate == PeerCertificate::Verified);
+        if self.certificate && !is_verified { Err(AuthError::Certificate) } else { Ok(()) }
     }
 
     /// Whether the caller showed one of these tokens, and else whether it showed any. All are compared.
@@ -110,12 +100,7 @@ impl ClientAuth {
     }
 
     /// Whether the caller may publish, and is believed. Where nobody needs a token, everybody may.
-    pub(crate) fn publisher(
-        &self,
-        authorization: Option<&[u8]>,
-        peer: Option<&Peer>,
-    ) -> Result<Publisher, AuthError> {
-        self.check(authorization, peer.map(|peer| peer.certificate))?;
+    pub(crate) fn publisher(&self, authorization: Option<&[u8]>) -> Result<Publisher, AuthError> {
         if !self.publisher_tokens.is_empty() {
             self.shows(authorization, [&self.publisher_tokens, &[]], AuthError::NotPublisher)?;
             return Ok(Publisher::Believed);
@@ -148,12 +133,12 @@ pub(crate) enum AuthError {
     #[error("the bearer token is wrong; set the client's token to one of the server's")]
     Wrong,
     #[error(
-        "the token is not an operator's; this takes one of the server's --admin-token-file, or a client's if it has none"
+        "the token is not an operator's; this call needs a token of the server's --admin-token-file, or a client's if it has none"
     )]
     NotOperator,
-    #[error("the token is a publishing server's; to subscribe takes one of the server's --client-token-file")]
+    #[error("the token is a publisher's; this call needs a token of the server's --client-token-file")]
     NotClient,
-    #[error("the token is not a publishing server's; this takes one of the server's --publisher-token-file")]
+    #[error("the token is not a publisher's; this call needs a token of the server's --publisher-token-file")]
     NotPublisher,
     #[error("no client certificate; connect with TLS and a certificate that the server's CA signed")]
     Certificate,
@@ -181,21 +166,6 @@ fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-impl Interceptor for ClientAuth {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
-        let peer: Option<&Peer> = request.extensions().get();
-        match self.check(authorization, peer.map(|peer| peer.certificate)) {
-            Ok(()) => Ok(request),
-            Err(error) => {
-                let address = peer.map(|peer| tracing::field::display(peer.address));
-                tracing::warn!(client.address = address, reason = %error, "a client was refused");
-                Err(error.into())
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,15 +174,15 @@ mod tests {
     fn tokens() {
         let auth =
             ClientAuth { tokens: vec![Secret::new("old"), Secret::new("new")], ..ClientAuth::default() };
-        let check = |header: &str| auth.check(Some(header.as_bytes()), None);
+        let check = |header: &str| auth.check_client(Some(header.as_bytes()));
         assert_eq!(check("Bearer old"), Ok(()));
         assert_eq!(check("bearer new"), Ok(()));
         assert_eq!(check("Bearer other"), Err(AuthError::Wrong));
         assert_eq!(check("Bearer "), Err(AuthError::Wrong));
         assert_eq!(check("Basic old"), Err(AuthError::Missing));
         assert_eq!(check("old"), Err(AuthError::Missing));
-        assert_eq!(auth.check(None, Some(PeerCertificate::Verified)), Err(AuthError::Missing));
-        assert_eq!(ClientAuth::default().check(None, None), Ok(()));
+        assert_eq!(auth.check_client(None), Err(AuthError::Missing));
+        assert_eq!(ClientAuth::default().check_client(None), Ok(()));
     }
 
     #[test]
@@ -223,7 +193,7 @@ mod tests {
             operator_tokens: tokens("operator"),
             ..ClientAuth::default()
         };
-        assert_eq!(apart.check(Some(b"Bearer operator"), None), Ok(()));
+        assert_eq!(apart.check_client(Some(b"Bearer operator")), Ok(()));
         assert_eq!(apart.check_operator(Some(b"Bearer operator")), Ok(()));
         assert_eq!(apart.check_operator(Some(b"Bearer client")), Err(AuthError::NotOperator));
         assert_eq!(apart.check_operator(Some(b"Bearer other")), Err(AuthError::Wrong));
@@ -231,22 +201,9 @@ mod tests {
         let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
         assert_eq!(alike.check_operator(Some(b"Bearer client")), Ok(()));
         let anonymous = ClientAuth { operator_tokens: tokens("operator"), ..ClientAuth::default() };
-        assert_eq!(anonymous.check(None, None), Ok(()), "clients need none");
+        assert_eq!(anonymous.check_client(None), Ok(()), "clients need none");
         assert_eq!(anonymous.check_operator(None), Err(AuthError::Missing));
         assert_eq!(ClientAuth::default().check_operator(None), Ok(()));
-    }
-
-    #[test]
-    fn certificates_come_on_top() {
-        let auth =
-            ClientAuth { tokens: vec![Secret::new("token")], certificate: true, ..ClientAuth::default() };
-        assert_eq!(auth.check(Some(b"Bearer token"), None), Err(AuthError::Certificate));
-        assert_eq!(
-            auth.check(Some(b"Bearer token"), Some(PeerCertificate::None)),
-            Err(AuthError::Certificate)
-        );
-        assert_eq!(auth.check(None, Some(PeerCertificate::Verified)), Err(AuthError::Missing));
-        assert_eq!(auth.check(Some(b"Bearer token"), Some(PeerCertificate::Verified)), Ok(()));
     }
 
     #[test]
@@ -257,19 +214,18 @@ mod tests {
             publisher_tokens: tokens("publisher"),
             ..ClientAuth::default()
         };
-        assert_eq!(apart.check(Some(b"Bearer publisher"), None), Ok(()), "it is known");
         assert_eq!(apart.check_client(Some(b"Bearer publisher")), Err(AuthError::NotClient));
         assert_eq!(apart.check_client(Some(b"Bearer client")), Ok(()));
-        assert_eq!(apart.publisher(Some(b"Bearer publisher"), None), Ok(Publisher::Believed));
-        assert_eq!(apart.publisher(Some(b"Bearer client"), None), Err(AuthError::NotPublisher));
-        assert_eq!(apart.publisher(None, None), Err(AuthError::Missing));
+        assert_eq!(apart.publisher(Some(b"Bearer publisher")), Ok(Publisher::Believed));
+        assert_eq!(apart.publisher(Some(b"Bearer client")), Err(AuthError::NotPublisher));
+        assert_eq!(apart.publisher(None), Err(AuthError::Missing));
         assert_eq!(apart.check_operator(Some(b"Bearer publisher")), Err(AuthError::NotOperator));
         let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
-        assert_eq!(alike.publisher(Some(b"Bearer client"), None), Ok(Publisher::Unproven));
-        assert_eq!(alike.publisher(Some(b"Bearer other"), None), Err(AuthError::Wrong));
+        assert_eq!(alike.publisher(Some(b"Bearer client")), Ok(Publisher::Unproven));
+        assert_eq!(alike.publisher(Some(b"Bearer other")), Err(AuthError::Wrong));
         let trusting = ClientAuth { believes_clients: true, ..alike };
-        assert_eq!(trusting.publisher(Some(b"Bearer client"), None), Ok(Publisher::Believed));
+        assert_eq!(trusting.publisher(Some(b"Bearer client")), Ok(Publisher::Believed));
         let open = ClientAuth { believes_clients: true, ..ClientAuth::default() };
-        assert_eq!(open.publisher(None, None), Ok(Publisher::Unproven), "nobody has shown anything");
+        assert_eq!(open.publisher(None), Ok(Publisher::Unproven), "nobody has shown anything");
     }
 }

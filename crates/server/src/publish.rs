@@ -5,29 +5,24 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::post;
+use axum::{Extension, Router};
 use futures_util::{Stream, StreamExt};
 use gitstafette_core::classify::Hearsay;
 use gitstafette_core::event::{Event, Facts};
 use gitstafette_core::verify::Unverified;
 use gitstafette_proto::convert::check_headers;
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
-use http::header;
 use tonic::codegen::BoxStream;
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::warn;
 
-use crate::auth::{Peer, Publisher};
+use crate::auth::{PUBLISH, Publisher};
 use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Trust};
 use crate::relay::{Intake, Taken};
 use crate::subscribe::{malformed, status};
-
-/// Where tonic puts the method.
-const PATH: &str = "/gitstafette.v1.Gitstafette/Publish";
 
 /// Serves publishers.
 #[derive(Clone, Debug)]
@@ -47,24 +42,15 @@ struct Disproved {
 
 /// The one method, at its path.
 pub(crate) fn router(publications: Publications) -> Router {
-    Router::new().route(PATH, post(publish)).with_state(publications)
+    Router::new().route(PUBLISH, post(publish)).with_state(publications)
 }
 
 async fn publish(
     State(publications): State<Publications>,
+    Extension(publisher): Extension<Publisher>,
     request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
     let ingest = &publications.ingest;
-    let peer = request.extensions().get::<Peer>();
-    let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let publisher = match ingest.auth.publisher(authorization, peer) {
-        Ok(publisher) => publisher,
-        Err(error) => {
-            let address = peer.map(|peer| tracing::field::display(peer.address));
-            warn!(client.address = address, reason = %error, "a server that publishes was refused");
-            return Status::from(error).into_http();
-        }
-    };
     let (limits, account) = (ingest.limits(), ingest.account());
     let request = request.map(|body| Counted::new(body, account.clone(), limits.request_timeout));
     let codec = CarrierCodec::<PublishRequest, PublishResponse>::new(account.clone());
@@ -105,15 +91,16 @@ impl Publications {
         if event.webhook.facts.hops.last().is_none() {
             return Err(Status::invalid_argument("hops: the server that publishes is the last"));
         }
-        let event = match publisher {
-            Publisher::Unproven if self.ingest.verifies() => match self.prove(event).await {
+        let event = if publisher == Publisher::Believed || !self.ingest.verifies() {
+            event
+        } else {
+            match self.prove(event).await {
                 Ok(event) => event,
                 Err(refused) => {
                     self.intake.refuse(&refused.facts, &refused.detail);
                     return Ok(answer(PublishResult::Refused, 0, refused.detail));
                 }
-            },
-            Publisher::Believed | Publisher::Unproven => event,
+            }
         };
         let intake = Arc::clone(&self.intake);
         let taking = self.ingest.spawn(async move { intake.take(event).await });

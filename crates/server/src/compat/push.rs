@@ -1,15 +1,15 @@
 //! `WebhookEventPush`: a webhook that an old server relays. It is judged as one that came by HTTP, by the same code.
 //!
-//! The Go implementation's servers show no token when they push. So this method stands beside the authenticated service,
-//! and believes a caller without a token if the webhook's own signature holds.
+//! The Go implementation's servers show no token when they push. So this method accepts a caller without a token if the
+//! webhook's own signature is valid.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::post;
+use axum::{Extension, Router};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use gitstafette_core::classify::Hearsay;
@@ -18,46 +18,25 @@ use gitstafette_core::store::Appended;
 use gitstafette_core::verify::{SignatureError, Unverified};
 use gitstafette_proto::convert::from_go_headers;
 use gitstafette_proto::v1;
-use http::header;
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status};
-use tracing::{Instrument, warn};
+use tracing::Instrument;
 
-use crate::auth::{AuthError, Peer, Publisher};
+use crate::auth::{PUSH, Peer, Publisher};
 use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Problem, Refusal, Seen, Trust, status};
-
-/// Where tonic puts the method.
-const PATH: &str = "/gitstafette.v1.Gitstafette/WebhookEventPush";
-
-/// Who pushes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Caller {
-    /// It has shown what is asked for.
-    Known(Publisher),
-    /// It has shown no token, though one is asked for: the webhook's signature must hold.
-    WithoutToken,
-}
 
 /// The one method, at its path.
 pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
-    Router::new().route(PATH, post(push)).with_state(ingest)
+    Router::new().route(PUSH, post(push)).with_state(ingest)
 }
 
-/// What tonic's generated service does, without authentication before it and with the body counted.
+/// What tonic's generated service does, with the body counted.
 async fn push(
     State(ingest): State<Arc<Ingest>>,
+    Extension(publisher): Extension<Publisher>,
     request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
-    let peer = request.extensions().get::<Peer>().cloned();
-    let address = peer.as_ref().map(|peer| tracing::field::display(peer.address));
-    let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let caller = match caller(&ingest, authorization, peer.as_ref()) {
-        Ok(caller) => caller,
-        Err(error) => {
-            warn!(client.address = address, reason = %error, "a server that pushes was refused");
-            return Status::from(error).into_http();
-        }
-    };
+    let address = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.address));
     let span = tracing::info_span!("push", client.address = address);
     let limits = ingest.limits();
     let account = ingest.account();
@@ -65,26 +44,17 @@ async fn push(
     let codec = CarrierCodec::new(account.clone());
     let method = tower::service_fn(move |request: Request<v1::WebhookEventPushRequest>| {
         let (ingest, account) = (Arc::clone(&ingest), account.clone());
-        take(ingest, caller, request.into_inner(), account).instrument(span.clone())
+        take(ingest, publisher, request.into_inner(), account).instrument(span.clone())
     });
     let limit = usize::try_from(limits.message_bytes()).unwrap_or(usize::MAX);
     Grpc::new(codec).apply_max_message_size_config(Some(limit), None).unary(method, request).await
-}
-
-/// Who pushes. A token that is missing may be made up for by the webhook's signature, if there is a secret to check it.
-fn caller(ingest: &Ingest, authorization: Option<&[u8]>, peer: Option<&Peer>) -> Result<Caller, AuthError> {
-    match ingest.auth.publisher(authorization, peer) {
-        Ok(publisher) => Ok(Caller::Known(publisher)),
-        Err(AuthError::Missing) if ingest.verifies() => Ok(Caller::WithoutToken),
-        Err(error) => Err(error),
-    }
 }
 
 /// Takes a webhook, in a task of its own: a server that hangs up must not keep what is being stored from the log. The
 /// account is held until it is stored.
 async fn take(
     ingest: Arc<Ingest>,
-    caller: Caller,
+    publisher: Publisher,
     request: v1::WebhookEventPushRequest,
     account: Account,
 ) -> Result<Response<v1::WebhookEventPushResponse>, Status> {
@@ -92,7 +62,7 @@ async fn take(
         async move {
             let mut seen = Seen::default();
             let received =
-                AssertUnwindSafe(receive(&ingest, caller, request, &mut seen)).catch_unwind().await;
+                AssertUnwindSafe(receive(&ingest, publisher, request, &mut seen)).catch_unwind().await;
             let received = received.unwrap_or(Err(Refusal::Internal));
             // A wrong signature was shown, and is answered like all that is wrong with a webhook.
             let is_unsigned = matches!(
@@ -102,7 +72,7 @@ async fn take(
             let concluded = ingest.conclude(received, &seen);
             drop(account);
             match concluded {
-                Err(problem) if is_unsigned && caller == Caller::WithoutToken => {
+                Err(problem) if is_unsigned && publisher == Publisher::WithoutToken => {
                     Err(unauthenticated(problem))
                 }
                 concluded => Ok(answer(concluded)),
@@ -115,13 +85,13 @@ async fn take(
 
 async fn receive(
     ingest: &Ingest,
-    caller: Caller,
+    publisher: Publisher,
     request: v1::WebhookEventPushRequest,
     seen: &mut Seen,
 ) -> Result<Appended, Refusal> {
     let event = request.webhook_event.unwrap_or_default();
     let headers = from_go_headers(event.headers)?;
-    let is_believed = caller == Caller::Known(Publisher::Believed) || !ingest.verifies();
+    let is_believed = publisher == Publisher::Believed || !ingest.verifies();
     // A signature says nothing of what stands beside the webhook: by it alone nobody chooses the repository.
     let repository_id = request.repository_id.trim().parse().ok().map(RepositoryId).filter(|_| is_believed);
     let hearsay = Hearsay { delivery_id: event.event_id.parse().ok(), repository_id };

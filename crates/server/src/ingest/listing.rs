@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use axum::Json;
 use axum::RequestPartsExt;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::{RepositoryError, RepositoryPattern};
@@ -69,7 +71,7 @@ pub(super) struct Asked {
 }
 
 /// `GET /v1/watchlist`.
-pub(super) async fn watchlist(State(ingest): State<Arc<Ingest>>, _: Authorised) -> Json<WatchedRepositories> {
+pub(super) async fn watchlist(State(ingest): State<Arc<Ingest>>) -> Json<WatchedRepositories> {
     let repositories = ingest.watchlist.current().patterns().iter().map(ToString::to_string).collect();
     Json(WatchedRepositories { repositories })
 }
@@ -77,7 +79,6 @@ pub(super) async fn watchlist(State(ingest): State<Arc<Ingest>>, _: Authorised) 
 /// `GET /v1/events/{repository}`, by the repository's number, and `GET /v1/events/{owner}/{name}`, by its name.
 pub(super) async fn events(
     State(ingest): State<Arc<Ingest>>,
-    _: Authorised,
     Asked { filter, mut after }: Asked,
 ) -> Result<Json<RepositoryEvents>, Problem> {
     let mut events = Vec::new();
@@ -122,23 +123,20 @@ async fn listed(ingest: &Ingest, event: &Event) -> Result<ListedEvent, Problem> 
     })
 }
 
-/// A caller with a token. These listings are on the public listener: they are given for a token only, never because
+/// Lets callers with a client's token pass. The listings are on the public listener: they always need a token, even where
 /// clients need none.
-#[derive(Debug)]
-pub(super) struct Authorised;
-
-impl FromRequestParts<Arc<Ingest>> for Authorised {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, ingest: &Arc<Ingest>) -> Result<Self, Problem> {
-        if ingest.auth.tokens.is_empty() {
-            let detail =
-                "listings need a bearer token, and the server has none; set one with --client-token-file";
-            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
-        }
-        ingest.auth.check_token(parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
-        Ok(Self)
+pub(super) async fn require_token(
+    State(ingest): State<Arc<Ingest>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    if ingest.auth.tokens.is_empty() {
+        let detail =
+            "listings need a bearer token, and the server has none; set one with --client-token-file";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
+    ingest.auth.check_token(request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+    Ok(next.run(request).await)
 }
 
 impl FromRequestParts<Arc<Ingest>> for Asked {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, http::Request};
@@ -24,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::ClientAuth;
+use crate::auth::{ClientAuth, unknown_method};
 use crate::metrics::Metrics;
 use crate::relay::{Connected, Relays};
 use crate::watchlist::LiveWatchlist;
@@ -102,6 +103,11 @@ impl Ingest {
 
 /// The whole HTTP surface.
 pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
+    let listings = Router::new()
+        .route("/v1/watchlist", get(listing::watchlist))
+        .route("/v1/events/{repository}", get(listing::events))
+        .route("/v1/events/{owner}/{name}", get(listing::events))
+        .route_layer(from_fn_with_state(Arc::clone(&ingest), listing::require_token));
     Router::new()
         .route("/v1/github", post(receive::github))
         .route("/v1/github/", post(receive::github))
@@ -109,9 +115,7 @@ pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
         .route("/", get(healthz))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .route("/v1/watchlist", get(listing::watchlist))
-        .route("/v1/events/{repository}", get(listing::events))
-        .route("/v1/events/{owner}/{name}", get(listing::events))
+        .merge(listings)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(ingest)
 }
@@ -120,10 +124,7 @@ pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
 pub(crate) async fn not_found(request: Request<axum::body::Body>) -> Response {
     let content_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
-        return tonic::Status::unimplemented(
-            "there is no such method; is this the right version of the client?",
-        )
-        .into_http();
+        return unknown_method().into_http();
     }
     Problem::new(StatusCode::NOT_FOUND, "there is nothing here; webhooks go to POST /v1/github/")
         .into_response()

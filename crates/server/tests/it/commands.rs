@@ -482,7 +482,7 @@ async fn what_goes_wrong_is_one_line_that_says_what_to_change() {
         (wrong, "the server refuses: the bearer token is wrong; set the client's token"),
         (
             client,
-            "the server refuses: the token is not an operator's; this takes one of the server's --admin",
+            "the server refuses: the token is not an operator's; this call needs a token of the server's --admin",
         ),
         (nowhere, "cannot connect to http://127.0.0.1:"),
     ] {

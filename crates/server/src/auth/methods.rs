@@ -1,0 +1,125 @@
+//! What each gRPC method requires of its caller, and the one place that checks it.
+//!
+//! A method that is not in the table is closed to every caller, even if a generated service implements it.
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use http::header;
+use tonic::Status;
+use tracing::warn;
+
+use super::{AuthError, ClientAuth, Peer, Publisher};
+
+/// The path of the method `Publish`.
+pub(crate) const PUBLISH: &str = "/gitstafette.v1.Gitstafette/Publish";
+/// The path of the method `WebhookEventPush`.
+pub(crate) const PUSH: &str = "/gitstafette.v1.Gitstafette/WebhookEventPush";
+
+/// What a caller must show to call a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Required {
+    /// Nothing, not even a client certificate: probes have neither.
+    Nothing,
+    /// A token of a client or of an operator.
+    Client,
+    /// A token of a publisher.
+    Publisher,
+    /// A token of a publisher. Without any token, a webhook with a valid signature.
+    PublisherOrSignature,
+    /// A token of an operator.
+    Operator,
+}
+
+/// Every method that the server offers.
+const METHODS: [(&str, Required); 19] = [
+    ("/grpc.health.v1.Health/Check", Required::Nothing),
+    ("/grpc.health.v1.Health/Watch", Required::Nothing),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Required::Client),
+    ("/info.Info/GetInfo", Required::Client),
+    ("/gitstafette.v1.Gitstafette/FetchWebhookEvents", Required::Client),
+    ("/gitstafette.v1.Gitstafette/WebhookEventStatus", Required::Client),
+    ("/gitstafette.v1.Gitstafette/WebhookEventStatuses", Required::Client),
+    ("/gitstafette.v1.Gitstafette/Subscribe", Required::Client),
+    (PUSH, Required::PublisherOrSignature),
+    (PUBLISH, Required::Publisher),
+    ("/gitstafette.v1.Gitstafette/ListEvents", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ShowEvent", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/FollowEvents", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/RedeliverEvents", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ListSubscriptions", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ShowStatistics", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ListWatchlist", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ChangeWatchlist", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ListRelays", Required::Operator),
+];
+
+/// The answer to a method that the server does not offer.
+pub(crate) fn unknown_method() -> Status {
+    Status::unimplemented("there is no such method; is this the right version of the client?")
+}
+
+/// Checks the caller of every method before the method sees the request.
+#[derive(Clone, Debug)]
+pub(crate) struct MethodGuard {
+    /// What callers must show.
+    pub(crate) auth: ClientAuth,
+    /// Whether the server verifies the signatures of webhooks.
+    pub(crate) verifies_webhooks: bool,
+}
+
+impl MethodGuard {
+    /// Puts the check before every method of `router`.
+    pub(crate) fn protect(self, router: Router) -> Router {
+        router.route_layer(from_fn_with_state(self, check))
+    }
+
+    /// Whether a caller that shows this may call the method. For methods that publish: how far the caller is believed.
+    fn authorize(
+        &self,
+        required: Required,
+        authorization: Option<&[u8]>,
+        peer: Option<&Peer>,
+    ) -> Result<Option<Publisher>, AuthError> {
+        if required == Required::Nothing {
+            return Ok(None);
+        }
+        self.auth.check_certificate(peer)?;
+        match required {
+            Required::Nothing => Ok(None),
+            Required::Client => self.auth.check_client(authorization).map(|()| None),
+            Required::Operator => self.auth.check_operator(authorization).map(|()| None),
+            Required::Publisher => self.auth.publisher(authorization).map(Some),
+            Required::PublisherOrSignature => match self.auth.publisher(authorization) {
+                Err(AuthError::Missing) if self.verifies_webhooks => Ok(Some(Publisher::WithoutToken)),
+                publisher => publisher.map(Some),
+            },
+        }
+    }
+}
+
+async fn check(State(guard): State<MethodGuard>, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let Some((_, required)) = METHODS.iter().find(|(method, _)| *method == path) else {
+        return unknown_method().into_http();
+    };
+    let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let peer: Option<&Peer> = request.extensions().get();
+    match guard.authorize(*required, authorization, peer) {
+        Ok(publisher) => {
+            if let Some(publisher) = publisher {
+                request.extensions_mut().insert(publisher);
+            }
+            next.run(request).await
+        }
+        Err(error) => {
+            let address = peer.map(|peer| tracing::field::display(peer.address));
+            warn!(client.address = address, rpc.method = path, reason = %error, "caller refused");
+            Status::from(error).into_http()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
