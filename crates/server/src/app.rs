@@ -154,6 +154,7 @@ pub struct Server {
     health: HealthReporter,
     relays: Arc<Relays>,
     relaying: Vec<Relaying>,
+    subscriptions: Arc<Subscriptions>,
     tasks: TaskTracker,
     ending: Ending,
     drain_timeout: Duration,
@@ -225,9 +226,20 @@ impl Server {
             let router = admin::router(Arc::clone(&shared.admin), options.clients.clone());
             listeners.push(listener(tcp, Security::Plain, router));
         }
-        let Shared { store, relays, relaying, tasks, ending, .. } = shared;
+        let Shared { store, relays, relaying, subscriptions, tasks, ending, .. } = shared;
         let drain_timeout = options.drain_timeout;
-        Ok(Self { listeners, addresses, store, health, relays, relaying, tasks, ending, drain_timeout })
+        Ok(Self {
+            listeners,
+            addresses,
+            store,
+            health,
+            relays,
+            relaying,
+            subscriptions,
+            tasks,
+            ending,
+            drain_timeout,
+        })
     }
 
     /// Where it is bound.
@@ -252,6 +264,8 @@ impl Server {
         for relay in self.relaying.drain(..) {
             relaying.spawn(relay.run(relays_stop.clone()));
         }
+        let (subscriptions, own_ids) = (Arc::clone(&self.subscriptions), self.relays.own_client_ids());
+        self.tasks.spawn(async move { subscriptions.forget_clients(own_ids).await });
         let mut reporting: JoinSet<()> = self.relays.report_health(&self.health).into_iter().collect();
         let ended = tokio::select! {
             biased;
@@ -419,6 +433,7 @@ impl Shared {
                 metrics: Arc::clone(&self.metrics),
             },
             admin: Arc::clone(&self.admin),
+            auth: options.clients.clone(),
         };
         let publications = Publications { intake: Arc::clone(&self.intake), ingest: Arc::clone(&ingest) };
         let service = GitstafetteServer::new(service)

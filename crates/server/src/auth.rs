@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use gitstafette_core::secret::Secret;
+use gitstafette_core::store::{Owner, StoreId};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -119,6 +120,16 @@ impl ClientAuth {
         self.shows(authorization, [operators, &[]], AuthError::NotOperator)
     }
 
+    /// The owner of the client ids that the caller uses: the holders of its token, or everybody where clients need none.
+    pub(crate) fn owner_of_ids(&self, authorization: Option<&[u8]>, store: StoreId, max_ids: usize) -> Owner {
+        // Where no token is asked for, a caller could make up a new one each time.
+        let token = authorization.and_then(bearer).filter(|_| !self.tokens.is_empty());
+        match token {
+            Some(token) => Owner::of_token(token, store, max_ids),
+            None => Owner { label: "anonymous".to_owned(), max_ids },
+        }
+    }
+
     /// Whether an operator must show a token.
     pub(crate) fn asks_for_token(&self) -> bool {
         !(self.tokens.is_empty() && self.operator_tokens.is_empty())
@@ -204,6 +215,18 @@ mod tests {
         assert_eq!(anonymous.check_client(None), Ok(()), "clients need none");
         assert_eq!(anonymous.check_operator(None), Err(AuthError::Missing));
         assert_eq!(ClientAuth::default().check_operator(None), Ok(()));
+    }
+
+    #[test]
+    fn client_ids_belong_to_the_token() {
+        let auth = ClientAuth { tokens: vec![Secret::new("a"), Secret::new("b")], ..ClientAuth::default() };
+        let owner = |auth: &ClientAuth, authorization: &str| {
+            auth.owner_of_ids(Some(authorization.as_bytes()), StoreId::new(1), 100).label
+        };
+        assert_eq!(owner(&auth, "Bearer a"), owner(&auth, "bearer a"));
+        assert_ne!(owner(&auth, "Bearer a"), owner(&auth, "Bearer b"));
+        let open = ClientAuth::default();
+        assert_eq!(owner(&open, "Bearer a"), owner(&open, "Bearer made-up"), "nobody checks them");
     }
 
     #[test]

@@ -114,6 +114,12 @@ pub struct Flags {
     /// Bytes one subscription may have unacknowledged [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub max_unacknowledged_bytes: Option<String>,
+    /// Client ids that the holders of one token may use [default: 100]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits")]
+    pub max_client_ids: Option<String>,
+    /// Forget client ids not seen for this long; 0: never [default: 90d]
+    #[arg(long, value_name = "DURATION", help_heading = "Limits")]
+    pub forget_clients: Option<String>,
 
     /// How often a heartbeat goes out on streams [default: 20s]
     #[arg(long, value_name = "DURATION", help_heading = "Streams")]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gitstafette_client::config::pem_files;
 use gitstafette_client::logging::{LogFormat, LogLevel};
@@ -242,7 +243,21 @@ fn streams(settings: &mut Settings) -> StreamOptions {
             bytes: settings.positive_bytes("max-unacknowledged-bytes"),
         },
         outgoing_bytes: settings.positive_bytes("outgoing-limit"),
+        max_client_ids: count(settings, "max-client-ids"),
+        forget_clients: forget_clients(settings),
     }
+}
+
+/// How long a client may stay away. Shorter than a day is a mistake: its cursor would be gone after a night.
+fn forget_clients(settings: &mut Settings) -> Option<Duration> {
+    let age = settings.optional_duration("forget-clients").filter(|age| !age.is_zero())?;
+    if age < Duration::from_secs(24 * 3600) {
+        settings.problem(
+            "forget-clients",
+            "is less than a day; use 1d or more, or 0 to keep client ids for ever",
+        );
+    }
+    Some(age)
 }
 
 fn store_location(settings: &mut Settings) -> StoreLocation {

@@ -11,6 +11,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::admin::Admin;
+use crate::auth::ClientAuth;
 use crate::compat::Compat;
 use crate::subscribe::{Subscriber, Subscriptions};
 
@@ -20,6 +21,18 @@ pub(crate) struct Service {
     pub(crate) subscriptions: Arc<Subscriptions>,
     pub(crate) compat: Compat,
     pub(crate) admin: Arc<Admin>,
+    /// Whose the client ids are.
+    pub(crate) auth: ClientAuth,
+}
+
+impl Service {
+    /// The caller as a subscriber.
+    fn subscriber<T>(&self, request: &Request<T>) -> Subscriber {
+        let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
+        let (store, max_ids) = (self.subscriptions.store.id(), self.subscriptions.options.max_client_ids);
+        let owner = self.auth.owner_of_ids(authorization, store, max_ids);
+        Subscriber::client(request.extensions().get(), owner)
+    }
 }
 
 #[tonic::async_trait]
@@ -28,7 +41,7 @@ impl Gitstafette for Service {
         &self,
         request: Request<v1::WebhookEventsRequest>,
     ) -> Result<Response<BoxStream<v1::WebhookEventsResponse>>, Status> {
-        let subscriber = Subscriber::client(request.extensions().get());
+        let subscriber = self.subscriber(&request);
         let metadata = request.metadata().clone();
         let request = request.into_inner();
         self.compat.fetch(subscriber, &metadata, request).await.map(Response::new)
@@ -54,7 +67,7 @@ impl Gitstafette for Service {
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<BoxStream<v1::SubscribeResponse>>, Status> {
-        let subscriber = Subscriber::client(request.extensions().get());
+        let subscriber = self.subscriber(&request);
         let requests = Box::pin(request.into_inner());
         self.subscriptions.subscribe(subscriber, requests).await.map(Response::new)
     }
@@ -120,5 +133,12 @@ impl Gitstafette for Service {
         _: Request<v1::ListRelaysRequest>,
     ) -> Result<Response<v1::ListRelaysResponse>, Status> {
         self.admin.list_relays().await.map(Response::new)
+    }
+
+    async fn remove_subscription(
+        &self,
+        request: Request<v1::RemoveSubscriptionRequest>,
+    ) -> Result<Response<v1::RemoveSubscriptionResponse>, Status> {
+        self.admin.remove_subscription_by(request.into_inner()).await.map(Response::new)
     }
 }

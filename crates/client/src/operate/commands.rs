@@ -64,6 +64,19 @@ pub enum EventsCommand {
 pub enum SubscriptionsCommand {
     /// List every client that has a cursor or is attached
     List(Format),
+    /// Remove a client that is not connected: the server forgets its cursor
+    Remove(RemoveClient),
+}
+
+/// Which client to remove.
+#[derive(Debug, Args)]
+pub struct RemoveClient {
+    /// The client id, as `subscriptions list` shows it
+    #[arg(value_name = "ID")]
+    pub(super) client: ClientId,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
 }
 
 /// What to do with relays.

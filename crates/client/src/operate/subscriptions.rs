@@ -1,9 +1,9 @@
-//! `subscriptions list`.
+//! `subscriptions list` and `remove`.
 
 use gitstafette_proto::convert::{Attached, SubscriptionState};
-use gitstafette_proto::v1::ListSubscriptionsRequest;
+use gitstafette_proto::v1::{ListSubscriptionsRequest, RemoveSubscriptionRequest};
 
-use super::commands::SubscriptionsCommand;
+use super::commands::{Format, RemoveClient, SubscriptionsCommand};
 use super::table::{Column, print_all};
 use super::{Console, OperateError, answered};
 use crate::connect::ServerAddress;
@@ -21,16 +21,41 @@ const COLUMNS: [Column; 10] = [
     Column::text("WANTS"),
 ];
 
-/// Prints where each client stands.
+/// Prints where each client stands, or removes one.
 pub(super) async fn run(
     command: &SubscriptionsCommand,
     server: &ServerAddress,
     console: &mut Console,
 ) -> Result<(), OperateError> {
-    let SubscriptionsCommand::List(format) = command;
+    match command {
+        SubscriptionsCommand::List(format) => list(*format, server, console).await,
+        SubscriptionsCommand::Remove(asked) => remove(asked, server, console).await,
+    }
+}
+
+async fn remove(
+    RemoveClient { client, yes }: &RemoveClient,
+    server: &ServerAddress,
+    console: &mut Console,
+) -> Result<(), OperateError> {
+    let question = format!(
+        "remove client {client}? The server forgets its cursor: if it connects again, it receives all stored events."
+    );
+    if !yes && !console.confirms(&question).await? {
+        console.remark("nothing was removed");
+        return Ok(());
+    }
+    let mut calls = server.connect().await?.calls;
+    let request = RemoveSubscriptionRequest { client_id: client.to_string() };
+    answered(calls.remove_subscription(request)).await?;
+    console.remark(&format!("removed client {client}"));
+    Ok(())
+}
+
+async fn list(format: Format, server: &ServerAddress, console: &mut Console) -> Result<(), OperateError> {
     let mut calls = server.connect().await?.calls;
     let answer = answered(calls.list_subscriptions(ListSubscriptionsRequest {})).await?;
-    print_all(answer.subscriptions, *format, (COLUMNS, row), "no client has subscribed yet", console)
+    print_all(answer.subscriptions, format, (COLUMNS, row), "no client has subscribed yet", console)
 }
 
 fn row(state: &SubscriptionState) -> [String; 10] {

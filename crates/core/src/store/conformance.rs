@@ -12,6 +12,7 @@
 //! Nothing here assumes that sequences have no gaps, or how fast a store is.
 
 mod appending;
+mod clients;
 mod keeping;
 mod operating;
 mod progressing;
@@ -64,6 +65,11 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
     progressing::a_second_report_replaces_the_first(&open(options).await).await;
     progressing::passes_over_events_without_acknowledging(&open(options).await).await;
+
+    clients::registers_as_many_as_the_owner_may_have(&open(options).await).await;
+    clients::removes_all_that_is_kept_for_a_client(&open(options).await).await;
+    clients::forgets_clients_that_stay_away(&open(options).await).await;
+    clients::keeps_cursors_of_unregistered_clients(&open(options).await).await;
 
     redelivering::appends_a_copy_for_those_addressed(&open(options).await).await;
     redelivering::does_not_find_what_is_not_there(&open(options).await).await;

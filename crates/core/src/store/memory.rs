@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use super::listing::Sieve;
 use super::tail::{Bounds, Look, Tail};
 use super::{
-    Acknowledgement, Appended, Entry, EventStore, Listed, Listing, Options, Order, Page, ReadLimit,
-    Redelivery, Report, Statistics, StoreError, StoreId, WatchlistChange, beyond,
+    Acknowledgement, Appended, Entry, EventStore, Listed, Listing, Options, Order, Owner, Page, ReadLimit,
+    Redelivery, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange, beyond,
 };
 use crate::event::{
     Address, ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook,
@@ -46,11 +46,19 @@ struct State {
     origins: HashMap<(Origin, Identity), Sequence>,
     reports: BTreeMap<Sequence, BTreeMap<(ClientId, String), Report>>,
     clients: BTreeMap<ClientId, Progress>,
+    registered: BTreeMap<ClientId, Registered>,
     watchlist: HashMap<RepositoryPattern, WatchlistChange>,
     /// How many events retention has removed.
     removed: u64,
     /// `None` once closed: whoever waits on the head wakes.
     head: Option<watch::Sender<Sequence>>,
+}
+
+/// A client id that was registered.
+#[derive(Debug)]
+struct Registered {
+    owner: String,
+    seen: Instant,
 }
 
 type Identity = (Source, Option<HookId>, DeliveryId);
@@ -71,6 +79,7 @@ impl MemoryStore {
             origins: HashMap::new(),
             reports: BTreeMap::new(),
             clients: BTreeMap::new(),
+            registered: BTreeMap::new(),
             watchlist: HashMap::new(),
             removed: 0,
             head: Some(sender),
@@ -189,6 +198,42 @@ impl State {
         self.reports.get(&sequence).into_iter().flat_map(BTreeMap::values).cloned().collect()
     }
 
+    fn register(&mut self, client: &ClientId, owner: &Owner) -> Registration {
+        let seen = Instant::now();
+        if let Some(known) = self.registered.get_mut(client) {
+            known.seen = seen;
+            return Registration::Registered;
+        }
+        let ids = self.registered.values().filter(|known| known.owner == owner.label).count();
+        if ids >= owner.max_ids {
+            return Registration::LimitReached;
+        }
+        self.registered.insert(client.clone(), Registered { owner: owner.label.clone(), seen });
+        Registration::Registered
+    }
+
+    fn remove_client(&mut self, client: &ClientId) -> bool {
+        let was_registered = self.registered.remove(client).is_some();
+        self.clients.remove(client).is_some() || was_registered
+    }
+
+    fn forget_clients(&mut self, age: Duration, connected: &[ClientId]) -> Vec<ClientId> {
+        let now = Instant::now();
+        for client in connected {
+            if let Some(known) = self.registered.get_mut(client) {
+                known.seen = now;
+            }
+        }
+        let is_expired = |known: &Registered| now.saturating_duration_since(known.seen) >= age;
+        let expired =
+            self.registered.iter().filter(|(client, known)| is_expired(known) && !connected.contains(client));
+        let expired: Vec<_> = expired.map(|(client, _)| client.clone()).collect();
+        for client in &expired {
+            self.remove_client(client);
+        }
+        expired
+    }
+
     /// Tells who waits that the log has grown.
     fn announce(&mut self, options: &Options, sequence: Sequence) {
         self.retain(options, Instant::now());
@@ -292,6 +337,22 @@ impl EventStore for MemoryStore {
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
         let state = self.state()?;
         Ok(state.clients.iter().map(|(client, progress)| (client.clone(), progress.cursor)).collect())
+    }
+
+    async fn register_client(&self, client: &ClientId, owner: &Owner) -> Result<Registration, StoreError> {
+        Ok(self.state()?.register(client, owner))
+    }
+
+    async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError> {
+        Ok(self.state()?.remove_client(client))
+    }
+
+    async fn forget_clients(
+        &self,
+        age: Duration,
+        connected: Vec<ClientId>,
+    ) -> Result<Vec<ClientId>, StoreError> {
+        Ok(self.state()?.forget_clients(age, &connected))
     }
 
     async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {

@@ -20,6 +20,8 @@ use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::subscription::Progress;
 use crate::target::Outcome;
 
+mod clients;
+mod error;
 mod listing;
 mod memory;
 #[cfg(feature = "sqlite")]
@@ -31,6 +33,8 @@ pub mod conformance;
 #[cfg(test)]
 mod model;
 
+pub use clients::{Owner, Registration};
+pub use error::{OpenError, StoreError};
 pub use listing::{Entry, Fate, FateError, FateFilter, Listed, Listing, Order, Report};
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
@@ -161,6 +165,33 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As [`read`](Self::read).
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError>;
+
+    /// Records that the client is connected. A new client id counts for this owner until it is removed or forgotten. If
+    /// the owner already has as many ids as it may have, the store records nothing. The store also registers a known
+    /// client while the disk is full.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn register_client(&self, client: &ClientId, owner: &Owner) -> Result<Registration, StoreError>;
+
+    /// Removes a client id, its cursor and its acknowledgements beyond the cursor, and returns whether there was one.
+    /// The outcomes that it reported belong to the events and stay.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError>;
+
+    /// Removes registered clients that were not seen for `age`, as [`remove_client`](Self::remove_client) does, and
+    /// returns them. Clients in `connected` count as seen now. One call removes a bounded number: call again until it
+    /// returns none.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn forget_clients(
+        &self,
+        age: Duration,
+        connected: Vec<ClientId>,
+    ) -> Result<Vec<ClientId>, StoreError>;
 
     /// What was changed about the configured watchlist at run time, in no order.
     ///
@@ -413,79 +444,6 @@ impl FromStr for Redelivery {
             _ => Err("it is deliver or drop"),
         }
     }
-}
-
-/// Why a store could not do it.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// More appends wait for the disk than may wait. Passing; nobody's fault.
-    #[error("too many events are waiting for the disk")]
-    Overloaded,
-    /// No room left on the disk. The operator must make some; then it goes on by itself.
-    #[error("no room on the disk for {path}")]
-    Full {
-        /// The file that cannot grow.
-        path: String,
-    },
-    /// The database is damaged. Permanent until the operator acts.
-    #[error(
-        "the store {path} is damaged: {reason}; stop the server, then restore the folder from a backup, rescue what can be read (sqlite3 {path} .recover), or move the folder away to start with an empty one"
-    )]
-    Damaged {
-        /// The database file.
-        path: String,
-        /// What SQLite says.
-        reason: String,
-    },
-    /// The disk or the database refused. Permanent until the operator acts.
-    #[error("the store failed: {0}")]
-    Failed(Arc<dyn std::error::Error + Send + Sync>),
-    /// The store was closed: the server is going down.
-    #[error("the store is closed")]
-    Closed,
-}
-
-/// Why a store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("the store {path} is in use by another process{}; stop that one or choose another folder with --store", holder.map(|pid| format!(" (process id {pid})")).unwrap_or_default())]
-    Locked {
-        /// The store's folder.
-        path: String,
-        /// Who holds the lock, if it left its process id.
-        holder: Option<u32>,
-    },
-    /// Written by a newer version of this program.
-    #[error(
-        "the store {path} has schema version {found}, this program knows up to {known}; use the newer program again or choose another folder with --store"
-    )]
-    TooNew {
-        /// The database file.
-        path: String,
-        /// Its schema version.
-        found: u32,
-        /// The newest version known here.
-        known: u32,
-    },
-    /// The file is no database, or a damaged one.
-    #[error(
-        "the store {path} is damaged: {reason}; restore it from a backup, or move the folder away to start with an empty one"
-    )]
-    Damaged {
-        /// The database file.
-        path: String,
-        /// What SQLite says.
-        reason: String,
-    },
-    /// The folder or a file in it cannot be used.
-    #[error("the store {path} cannot be opened: {reason}")]
-    Unusable {
-        /// The folder or file.
-        path: String,
-        /// What the system says.
-        reason: String,
-    },
 }
 
 /// The sequences of these acknowledgements that lie beyond `cursor`.

@@ -9,11 +9,11 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, StreamExt};
 use gitstafette_client::operate::ShownEvent;
-use gitstafette_core::event::{Address, Sequence, Timestamp};
+use gitstafette_core::event::{Address, ClientId, Sequence, Timestamp};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Statistics, WatchlistChange};
@@ -27,7 +27,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Redeliveries, Shown, missing};
+use super::{Admin, Redeliveries, RemoveError, Shown, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
 use crate::watchlist::ChangeError;
@@ -53,6 +53,7 @@ pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth) -> Router {
         .route("/v1/events/{sequence}", get(show))
         .route("/v1/dead-letters", get(dead_letters))
         .route("/v1/subscriptions", get(subscriptions))
+        .route("/v1/subscriptions/{*client}", delete(remove_subscription))
         .route("/v1/relays", get(relays))
         .route("/v1/statistics", get(statistics))
         .route("/v1/watchlist", get(watchlist).post(add).delete(remove))
@@ -306,6 +307,20 @@ struct Subscriptions {
 
 async fn subscriptions(State(operators): State<Operators>) -> Result<Json<Subscriptions>, Problem> {
     Ok(Json(Subscriptions { subscriptions: operators.admin.subscriptions().await? }))
+}
+
+/// The id may contain slashes, as those of the Go implementation's clients do.
+async fn remove_subscription(
+    State(operators): State<Operators>,
+    Checked(Path(client)): Checked<Path<String>>,
+) -> Result<StatusCode, Problem> {
+    let client: ClientId = client.parse().map_err(|error| bad_request("client", error))?;
+    match operators.admin.remove_subscription(&client).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error @ RemoveError::Connected(_)) => Err(Problem::new(StatusCode::CONFLICT, error.to_string())),
+        Err(error @ RemoveError::Unknown(_)) => Err(Problem::new(StatusCode::NOT_FOUND, error.to_string())),
+        Err(RemoveError::Store(error)) => Err(error.into()),
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -6,9 +6,10 @@ mod rpc;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::Stream;
-use gitstafette_core::event::{Address, Event, Sequence};
+use gitstafette_core::event::{Address, ClientId, Event, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{
@@ -23,7 +24,7 @@ use tracing::info;
 
 use crate::metrics::{Metrics, Sample, lag};
 use crate::relay::Relays;
-use crate::subscribe::Registry;
+use crate::subscribe::{Registry, Standing};
 use crate::watchlist::{ChangeError, LiveWatchlist};
 
 pub(crate) use http::router;
@@ -222,6 +223,19 @@ impl Admin {
         Ok(states.into_iter().map(state).collect())
     }
 
+    /// Removes a client id that is not connected.
+    async fn remove_subscription(&self, client: &ClientId) -> Result<(), RemoveError> {
+        let standing = Standing::new(SystemTime::now().into(), String::new(), Filter::default());
+        let connected = || RemoveError::Connected(client.clone());
+        // While it is occupied, the client cannot begin a stream with the cursor that is about to go.
+        let _occupied = self.registry.occupy(client, Arc::new(standing)).ok_or_else(connected)?;
+        if !self.store.remove_client(client).await? {
+            return Err(RemoveError::Unknown(client.clone()));
+        }
+        info!(client.id = %client, "client id removed by an operator");
+        Ok(())
+    }
+
     async fn statistics(&self) -> Result<Statistics, StoreError> {
         self.store.statistics().await
     }
@@ -244,6 +258,17 @@ impl Admin {
         let relays = self.relays.states().await?;
         Ok(self.metrics.render(Sample { statistics, attached: self.registry.len(), lags, relays }))
     }
+}
+
+/// Why a subscription was not removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoveError {
+    #[error("client {0} is connected; stop it, then remove its subscription")]
+    Connected(ClientId),
+    #[error("there is no client {0}; list the subscriptions to see their ids")]
+    Unknown(ClientId),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl Redeliveries {

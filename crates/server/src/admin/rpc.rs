@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use gitstafette_core::event::Sequence;
+use gitstafette_core::event::{IdentifierError, Sequence};
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Listing, WatchlistChange};
 use gitstafette_proto::convert::{RedeliveryRequest, WatchlistEntry, WireError};
@@ -12,7 +12,7 @@ use gitstafette_proto::v1::{self, Entry};
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
-use super::{Admin, missing};
+use super::{Admin, RemoveError, missing};
 use crate::subscribe::{malformed, status};
 use crate::watchlist::ChangeError;
 
@@ -81,6 +81,20 @@ impl Admin {
         let states = self.subscriptions().await.map_err(|error| status(&error))?;
         let head = self.store.head().borrow().get();
         Ok(v1::ListSubscriptionsResponse { subscriptions: states.iter().map(Into::into).collect(), head })
+    }
+
+    pub(crate) async fn remove_subscription_by(
+        &self,
+        wire: v1::RemoveSubscriptionRequest,
+    ) -> Result<v1::RemoveSubscriptionResponse, Status> {
+        let invalid = |error: IdentifierError| Status::invalid_argument(format!("client_id: {error}"));
+        let client = wire.client_id.parse().map_err(invalid)?;
+        self.remove_subscription(&client).await.map_err(|error| match error {
+            RemoveError::Connected(_) => Status::failed_precondition(error.to_string()),
+            RemoveError::Unknown(_) => Status::not_found(error.to_string()),
+            RemoveError::Store(error) => status(&error),
+        })?;
+        Ok(v1::RemoveSubscriptionResponse {})
     }
 
     pub(crate) async fn list_relays(&self) -> Result<v1::ListRelaysResponse, Status> {

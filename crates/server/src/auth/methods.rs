@@ -33,7 +33,7 @@ enum Required {
 }
 
 /// Every method that the server offers.
-const METHODS: [(&str, Required); 19] = [
+const METHODS: [(&str, Required); 20] = [
     ("/grpc.health.v1.Health/Check", Required::Nothing),
     ("/grpc.health.v1.Health/Watch", Required::Nothing),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Required::Client),
@@ -53,6 +53,7 @@ const METHODS: [(&str, Required); 19] = [
     ("/gitstafette.v1.Gitstafette/ListWatchlist", Required::Operator),
     ("/gitstafette.v1.Gitstafette/ChangeWatchlist", Required::Operator),
     ("/gitstafette.v1.Gitstafette/ListRelays", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/RemoveSubscription", Required::Operator),
 ];
 
 /// The answer to a method that the server does not offer.

@@ -142,6 +142,12 @@ impl Relays {
         (Self { store: Arc::clone(&intake.store), relays }, relaying)
     }
 
+    /// The client ids under which relays subscribe to this server's own log.
+    pub(crate) fn own_client_ids(&self) -> Vec<ClientId> {
+        let push = self.relays.iter().filter(|relay| relay.direction == RelayDirection::Push);
+        push.map(|relay| relay.client_id.clone()).collect()
+    }
+
     /// How all are doing.
     ///
     /// # Errors

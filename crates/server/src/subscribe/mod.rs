@@ -1,5 +1,6 @@
 //! Subscriptions: who is attached, and one session per stream.
 
+mod forgetting;
 mod outbox;
 mod registry;
 mod sending;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use gitstafette_core::subscription::Window;
 
 pub(crate) use outbox::{Share, Traffic};
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Registry, Standing};
 pub(crate) use sending::patience;
 pub(crate) use service::{Subscriber, Subscriptions, malformed, status};
 
@@ -28,4 +29,8 @@ pub struct StreamOptions {
     /// What all large events on their way to clients may have in bytes; one may exceed it alone. Small ones are bounded
     /// for each client.
     pub outgoing_bytes: u64,
+    /// How many client ids the holders of one token may use.
+    pub max_client_ids: usize,
+    /// How long a client may stay away before its id is forgotten; `None` keeps it.
+    pub forget_clients: Option<Duration>,
 }

@@ -94,13 +94,7 @@ impl Registry {
     /// Attaches a stream. One that is attached under the same id is told to end, and has ended when this returns:
     /// what it still acknowledges counts.
     pub(crate) async fn attach(self: &Arc<Self>, client: ClientId, standing: Arc<Standing>) -> Attachment {
-        let mut entry = Entry {
-            stream: self.next.fetch_add(1, Ordering::Relaxed),
-            standing,
-            taken_over: CancellationToken::new(),
-            ended: CancellationToken::new(),
-            earlier: Vec::new(),
-        };
+        let mut entry = self.entry(standing);
         let mut attachment = match self.attached.entry(client.clone()) {
             dashmap::Entry::Vacant(place) => {
                 place.insert(entry.clone());
@@ -122,6 +116,33 @@ impl Registry {
         }
         attachment.previous = None;
         attachment
+    }
+
+    /// Occupies the id of a client that is not connected; `None` if it is. A stream that comes meanwhile waits until the
+    /// returned attachment is dropped.
+    pub(crate) fn occupy(self: &Arc<Self>, client: &ClientId, standing: Arc<Standing>) -> Option<Attachment> {
+        let entry = self.entry(standing);
+        match self.attached.entry(client.clone()) {
+            dashmap::Entry::Occupied(place) if !place.get().ended.is_cancelled() => return None,
+            dashmap::Entry::Occupied(mut place) => drop(place.insert(entry.clone())),
+            dashmap::Entry::Vacant(place) => drop(place.insert(entry.clone())),
+        }
+        Some(Attachment { registry: Arc::clone(self), client: client.clone(), entry, previous: None })
+    }
+
+    /// The ids of all attached clients, in no order.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = ClientId> {
+        self.attached.iter().map(|entry| entry.key().clone())
+    }
+
+    fn entry(&self, standing: Arc<Standing>) -> Entry {
+        Entry {
+            stream: self.next.fetch_add(1, Ordering::Relaxed),
+            standing,
+            taken_over: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            earlier: Vec::new(),
+        }
     }
 
     /// Who is attached, in no order.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
-use gitstafette_core::event::Sequence;
-use gitstafette_core::store::{EventStore, StoreError};
+use gitstafette_core::event::{ClientId, Sequence};
+use gitstafette_core::store::{EventStore, Owner, Registration, StoreError};
 use gitstafette_core::subscription::{Flow, Progress, Window};
 use gitstafette_proto::convert::{ExistingCursor, Start, Subscription, WireError};
 use gitstafette_proto::v1::subscribe_request::Request as First;
@@ -51,14 +51,17 @@ pub(crate) struct Subscriber {
     pub(crate) from: String,
     /// Cuts its connection, whatever is on it.
     pub(crate) cut: CancellationToken,
+    /// Whose client ids it uses.
+    owner: Owner,
     /// Whether it is one of this server's relays, which have client ids of their own.
     is_relay: bool,
 }
 
 impl Subscriber {
     /// A client, if its peer is known.
-    pub(crate) fn client(peer: Option<&Peer>) -> Self {
+    pub(crate) fn client(peer: Option<&Peer>, owner: Owner) -> Self {
         Self {
+            owner,
             from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
             cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
             is_relay: false,
@@ -67,7 +70,8 @@ impl Subscriber {
 
     /// One of this server's relays, to the server at this address.
     pub(crate) fn relay(to: String) -> Self {
-        Self { from: to, cut: CancellationToken::new(), is_relay: true }
+        let owner = Owner { label: "relay".to_owned(), max_ids: usize::MAX };
+        Self { from: to, cut: CancellationToken::new(), owner, is_relay: true }
     }
 }
 
@@ -82,7 +86,7 @@ impl Subscriptions {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
-        let Subscriber { from, cut, is_relay } = subscriber;
+        let Subscriber { from, cut, owner, is_relay } = subscriber;
         let subscription = first_message(&mut requests).await?;
         if subscription.client_id.as_str().starts_with(RELAY_CLIENTS) && !is_relay {
             let message = format!("client_id: {RELAY_CLIENTS}… are the server's own relays; choose another");
@@ -94,6 +98,7 @@ impl Subscriptions {
         let standing = Standing::new(SystemTime::now().into(), from, subscription.filter.clone());
         let standing = Arc::new(standing);
         let attachment = self.registry.attach(client.clone(), Arc::clone(&standing)).await;
+        self.register(&client, &owner).await?;
         let progress = self.start(&subscription).await.map_err(|error| status(&error))?;
         let window = self.window(subscription.max_events, subscription.max_bytes);
         let (outbox, outgoing) = outbox();
@@ -126,6 +131,18 @@ impl Subscriptions {
             None => Ok(()),
             Some(pattern) => Err(Status::not_found(format!(
                 "{pattern} is not on the server's watchlist; subscribe to another repository, or add it with --repositories"
+            ))),
+        }
+    }
+
+    /// Registers the client. A caller that makes up ever new ids is refused.
+    async fn register(&self, client: &ClientId, owner: &Owner) -> Result<(), Status> {
+        match self.store.register_client(client, owner).await.map_err(|error| status(&error))? {
+            Registration::Registered => Ok(()),
+            Registration::LimitReached => Err(Status::resource_exhausted(format!(
+                "client_id: {client} is new, and this token already has {} client ids; use one of them, remove one with \
+                 gitstafette-client subscriptions remove ID, or raise the server's --max-client-ids",
+                owner.max_ids
             ))),
         }
     }

@@ -5,6 +5,7 @@ use gitstafette_core::secret::Secret;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use crate::streams::subscribe;
 use crate::support::{
     PATIENCE, Sender, TOKEN, TestClient, TestServer, TestTarget, all_acknowledged, http_client, options,
     payload, soon,
@@ -242,6 +243,20 @@ async fn subscriptions_have_a_cursor_a_lag_and_a_stream() {
     assert_eq!(tokio::time::timeout(PATIENCE, detached).await.unwrap(), 2);
     let statistics = operator.get("/v1/statistics").await;
     assert_eq!((&statistics["events"], &statistics["writable"]), (&json!(3), &json!(true)));
+
+    // The id of a client of the Go implementation has a slash.
+    server.store.seek(&"old/octo-harbor/x".parse().unwrap(), Sequence::ZERO).await.unwrap();
+    for client in ["test", "old/octo-harbor/x"] {
+        let path = format!("/v1/subscriptions/{client}");
+        let (status, answer) = operator.call(http::Method::DELETE, &path, None).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "{answer}");
+        let (status, answer) = operator.call(http::Method::DELETE, &path, None).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{answer}");
+    }
+    assert_eq!(operator.get("/v1/subscriptions").await, json!({"subscriptions": []}));
+    let _stream = subscribe(&server, "test").await;
+    let (status, answer) = operator.call(http::Method::DELETE, "/v1/subscriptions/test", None).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{answer}");
 }
 
 #[tokio::test]

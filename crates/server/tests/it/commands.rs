@@ -438,6 +438,18 @@ async fn subscriptions_show_cursor_lag_and_stream() {
     let table = operator.prints("subscriptions list").await.text();
     let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..4], ["test", "1", "1", "-"]);
+
+    let refused = operator.run("subscriptions remove test").await.result.unwrap_err().to_string();
+    assert!(refused.contains("--yes"), "nobody can be asked: {refused}");
+    let no = Operator { answer: Some("n\n"), ..Operator::of(&server) }.run("subscriptions remove test").await;
+    assert!(no.remarks.ends_with("nothing was removed\n"), "{}", no.remarks);
+    let yes =
+        Operator { answer: Some("y\n"), ..Operator::of(&server) }.run("subscriptions remove test").await;
+    yes.result.unwrap();
+    assert!(yes.remarks.contains("it receives all stored events"), "{}", yes.remarks);
+    let again = operator.run("subscriptions remove test --yes").await.result.unwrap_err().to_string();
+    assert!(again.contains("there is no client test"), "{again}");
+    assert_eq!(operator.run("subscriptions list").await.remarks, "no client has subscribed yet\n");
 }
 
 #[tokio::test]

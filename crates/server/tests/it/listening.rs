@@ -1,14 +1,15 @@
 //! Connections from their first byte to the server's end: what the sockets see, whatever is asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use gitstafette_core::event::{self, ClientId, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::{RepositoryId, RepositoryPattern};
 use gitstafette_core::store::{
-    Acknowledgement, Appended, EventStore, Listed, Listing, MemoryStore, Options, Page, ReadLimit, Report,
-    Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, EventStore, Listed, Listing, MemoryStore, Options, Owner, Page, ReadLimit,
+    Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use gitstafette_core::subscription::Progress;
 use gitstafette_core::testing::Format;
@@ -123,6 +124,22 @@ impl EventStore for Gated {
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
         self.inner.cursors().await
+    }
+
+    async fn register_client(&self, client: &ClientId, owner: &Owner) -> Result<Registration, StoreError> {
+        self.inner.register_client(client, owner).await
+    }
+
+    async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError> {
+        self.inner.remove_client(client).await
+    }
+
+    async fn forget_clients(
+        &self,
+        age: Duration,
+        connected: Vec<ClientId>,
+    ) -> Result<Vec<ClientId>, StoreError> {
+        self.inner.forget_clients(age, connected).await
     }
 
     async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {

@@ -4,6 +4,7 @@
 
 mod admin;
 mod chain;
+mod client_ids;
 mod commands;
 mod compat;
 mod crash;

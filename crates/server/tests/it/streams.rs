@@ -101,6 +101,11 @@ impl Raw {
         }
     }
 
+    /// Waits for the next receipt.
+    pub async fn receipt(&mut self) {
+        while !matches!(self.next().await.unwrap(), Response::Receipt(_)) {}
+    }
+
     async fn go_away(&mut self) -> GoAwayReason {
         loop {
             match self.next().await.unwrap() {

@@ -44,6 +44,7 @@
 
 mod ahead;
 mod catalog;
+mod clients;
 mod clock;
 mod codec;
 mod counts;
@@ -63,6 +64,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::ErrorCode;
@@ -73,8 +75,8 @@ use self::reader::Readers;
 use self::writer::Writer;
 use super::tail::{Bounds, Tail};
 use super::{
-    Acknowledgement, Appended, EventStore, Listed, Listing, OpenError, Options, Page, ReadLimit, Report,
-    Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, EventStore, Listed, Listing, OpenError, Options, Owner, Page, ReadLimit,
+    Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -288,6 +290,33 @@ impl EventStore for SqliteStore {
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
         self.check_open()?;
         self.readers.run(reader::cursors).await
+    }
+
+    async fn register_client(&self, client: &ClientId, owner: &Owner) -> Result<Registration, StoreError> {
+        self.check_open()?;
+        let (client, owner) = (client.clone(), owner.clone());
+        let known = client.clone();
+        let is_known = self.readers.run(move |connection| clients::is_known(connection, &known)).await?;
+        let task = |answer| Task::RegisterClient { client, owner, answer };
+        if is_known {
+            // A known client may connect while the disk is full, so it does not wait for the time of its contact.
+            drop(self.queue.offer(task).await?);
+            return Ok(Registration::Registered);
+        }
+        self.write(task).await
+    }
+
+    async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError> {
+        let client = client.clone();
+        self.write(|answer| Task::RemoveClient { client, answer }).await
+    }
+
+    async fn forget_clients(
+        &self,
+        age: Duration,
+        connected: Vec<ClientId>,
+    ) -> Result<Vec<ClientId>, StoreError> {
+        self.write(|answer| Task::ForgetClients { age, connected, answer }).await
     }
 
     async fn watchlist_changes(&self) -> Result<Vec<(RepositoryPattern, WatchlistChange)>, StoreError> {

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 #[cfg(test)]
 use rusqlite::Connection;
@@ -15,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use crate::event::{Address, ClientId, Sequence, Webhook};
 use crate::repository::RepositoryPattern;
-use crate::store::{Acknowledgement, Appended, StoreError, WatchlistChange};
+use crate::store::{Acknowledgement, Appended, Owner, Registration, StoreError, WatchlistChange};
 
 /// How many bytes of webhooks may be queued or in the group that is written; a larger one takes the whole room.
 const APPEND_BYTES: u32 = 8 << 20;
@@ -69,6 +70,31 @@ pub(super) enum Task {
         /// Where the result goes.
         answer: Answer<()>,
     },
+    /// [`EventStore::register_client`](crate::store::EventStore::register_client).
+    RegisterClient {
+        /// Which client.
+        client: ClientId,
+        /// Whose it is if it is new.
+        owner: Owner,
+        /// Where the result goes.
+        answer: Answer<Registration>,
+    },
+    /// [`EventStore::remove_client`](crate::store::EventStore::remove_client).
+    RemoveClient {
+        /// Which client.
+        client: ClientId,
+        /// Where the result goes.
+        answer: Answer<bool>,
+    },
+    /// [`EventStore::forget_clients`](crate::store::EventStore::forget_clients).
+    ForgetClients {
+        /// How long a client may stay away.
+        age: Duration,
+        /// Clients that are seen now.
+        connected: Vec<ClientId>,
+        /// Where the result goes.
+        answer: Answer<Vec<ClientId>>,
+    },
     /// [`EventStore::change_watchlist`](crate::store::EventStore::change_watchlist).
     ChangeWatchlist {
         /// Which pattern.
@@ -108,6 +134,9 @@ impl Task {
         match self {
             Self::Append { answer, .. } => drop(answer.send(Err(error))),
             Self::Redeliver { answer, .. } => drop(answer.send(Err(error))),
+            Self::RegisterClient { answer, .. } => drop(answer.send(Err(error))),
+            Self::RemoveClient { answer, .. } => drop(answer.send(Err(error))),
+            Self::ForgetClients { answer, .. } => drop(answer.send(Err(error))),
             Self::Acknowledge { answer, .. }
             | Self::Seek { answer, .. }
             | Self::ChangeWatchlist { answer, .. } => drop(answer.send(Err(error))),

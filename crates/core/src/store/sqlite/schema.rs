@@ -47,6 +47,8 @@ pub(super) const READER_CACHE: u32 = 512;
 ///   other events alike.
 /// - `boot_id` and `booted_at` are the boot of the system in which the store was opened, and its time on the store's clock.
 /// - `repositories` counts the events of each repository with a number: see `counts`.
+/// - `clients` has one row for each registered client id: see `clients`. The fourth version registers every client that
+///   has a cursor, without an owner, as seen now by the store's clock.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
@@ -166,6 +168,18 @@ pub(super) const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE position ADD COLUMN boot_id TEXT;
     ALTER TABLE position ADD COLUMN booted_at INTEGER;
+    CREATE TABLE clients (
+        client  TEXT PRIMARY KEY,
+        owner   TEXT,
+        seen_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX clients_by_owner ON clients (owner);
+    INSERT INTO clients (client, owner, seen_at)
+        SELECT client, NULL, max(
+            unixepoch() * 1000 - (SELECT skew FROM position),
+            coalesce((SELECT accepted_at FROM events ORDER BY sequence DESC LIMIT 1), 0)
+        )
+        FROM cursors;
 ",
 ];
 

@@ -9,13 +9,14 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
 use super::Shared;
+use super::clients;
 use super::clock::Clock;
 use super::outage::Outage;
 use super::queue::{Answer, Request, Task};
 use super::retention::{self, Upkeep};
 use super::statements::{self, Batch};
-use crate::event::{Address, Event, Sequence};
-use crate::store::{Appended, Options, Statistics, StoreError};
+use crate::event::{Address, ClientId, Event, Sequence};
+use crate::store::{Appended, Options, Registration, Statistics, StoreError};
 
 /// How many requests go into one transaction: more would not make a sync cheaper, only the first wait longer.
 pub(super) const GROUP_REQUESTS: usize = 256;
@@ -41,6 +42,9 @@ enum Done {
     Appended(Appended),
     /// The new event, if the one to redeliver is there.
     Redelivered(Option<Arc<Event>>),
+    Registered(Registration),
+    Removed(bool),
+    Forgotten(Vec<ClientId>),
     Nothing,
 }
 
@@ -110,10 +114,15 @@ impl Writer {
     fn write(&mut self, group: Vec<Request>) {
         #[cfg(test)]
         let group = self.inspect(group);
+        let changes = self.connection.total_changes();
         match self.transact(&group) {
             Ok((position, done)) => {
-                self.succeeded();
-                self.publish(Statistics { writable: true, ..position }, group, done);
+                // A group without a change writes nothing: it says nothing about the disk.
+                if self.connection.total_changes() > changes {
+                    self.succeeded();
+                }
+                let writable = self.position.writable;
+                self.publish(Statistics { writable, ..position }, group, done);
             }
             Err(error) if group.len() > 1 && !fails_everybody(&error) => {
                 for request in group {
@@ -156,6 +165,13 @@ impl Writer {
                     statements::seek(&transaction, client, *cursor)?;
                     Done::Nothing
                 }
+                Task::RegisterClient { client, owner, .. } => {
+                    Done::Registered(clients::register(&transaction, client, owner, batch.now)?)
+                }
+                Task::RemoveClient { client, .. } => Done::Removed(clients::remove(&transaction, client)?),
+                Task::ForgetClients { age, connected, .. } => {
+                    Done::Forgotten(clients::forget(&transaction, *age, connected, batch.now)?)
+                }
                 Task::ChangeWatchlist { pattern, change, .. } => {
                     statements::change_watchlist(&transaction, pattern, *change)?;
                     Done::Nothing
@@ -197,6 +213,15 @@ impl Writer {
                         let sequence = event.as_ref().map(|event| event.sequence);
                         event.into_iter().for_each(|event| tail.push(event));
                         Reply::Redelivered(answer, sequence)
+                    }
+                    (Task::RegisterClient { answer, .. }, Done::Registered(registration)) => {
+                        Reply::Registered(answer, registration)
+                    }
+                    (Task::RemoveClient { answer, .. }, Done::Removed(removed)) => {
+                        Reply::Removed(answer, removed)
+                    }
+                    (Task::ForgetClients { answer, .. }, Done::Forgotten(clients)) => {
+                        Reply::Forgotten(answer, clients)
                     }
                     (
                         Task::Acknowledge { answer, .. }
@@ -249,6 +274,9 @@ impl Writer {
 enum Reply {
     Appended(Answer<Appended>, Appended),
     Redelivered(Answer<Option<Sequence>>, Option<Sequence>),
+    Registered(Answer<Registration>, Registration),
+    Removed(Answer<bool>, bool),
+    Forgotten(Answer<Vec<ClientId>>, Vec<ClientId>),
     Nothing(Answer<()>),
 }
 
@@ -258,6 +286,9 @@ impl Reply {
         match self {
             Self::Appended(answer, appended) => drop(answer.send(Ok(appended))),
             Self::Redelivered(answer, sequence) => drop(answer.send(Ok(sequence))),
+            Self::Registered(answer, registration) => drop(answer.send(Ok(registration))),
+            Self::Removed(answer, removed) => drop(answer.send(Ok(removed))),
+            Self::Forgotten(answer, clients) => drop(answer.send(Ok(clients))),
             Self::Nothing(answer) => drop(answer.send(Ok(()))),
         }
     }

@@ -109,9 +109,13 @@ async fn fill_and_recover(kilobytes: u64, ballast: u64, size: usize) {
     let Some(disk) = Disk::mount(kilobytes) else { return };
     disk.take("ballast", ballast);
     let store = SqliteStore::open(&disk.store(), Options::default()).unwrap();
+    let owner = Owner { label: "tests".to_owned(), max_ids: 1 };
+    store.register_client(&client(), &owner).await.unwrap();
     let events = append_until_full(&store, 0, size).await;
     assert!(events > 0, "{kilobytes} {size}");
     disk.take("rest", u64::MAX >> 1);
+    let known = store.register_client(&client(), &owner).await.unwrap();
+    assert_eq!(known, Registration::Registered, "a known client may connect");
     assert!(!store.statistics().await.unwrap().writable);
     let cursor = seek_until_full(&store, &client()).await;
     // While there is no room, all that can be read is, and everything is tried.

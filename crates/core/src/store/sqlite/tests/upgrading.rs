@@ -129,6 +129,10 @@ async fn the_first_version_is_upgraded_and_loses_nothing() {
     assert_eq!(rows.unwrap(), 4, "those that follow each other are one");
 
     let store = open(&folder);
+    let connected = vec!["a".parse().unwrap()];
+    let away = store.forget_clients(Duration::ZERO, connected.clone()).await.unwrap();
+    assert_eq!(away, ["b".parse().unwrap(), "c".parse().unwrap()], "clients with a cursor are registered");
+    assert_eq!(store.forget_clients(Duration::ZERO, connected).await.unwrap(), []);
     assert_eq!(append(&store, 1).await.unwrap(), Appended::Repeat { sequence: Sequence::new(1) });
     let copy = store.redeliver(Sequence::new(2), Address::default()).await.unwrap();
     assert_eq!(copy, Some(Sequence::new(4)));

@@ -1,0 +1,47 @@
+//! Which client ids a store knows, and how many of them one owner may have.
+
+use sha2::{Digest, Sha256};
+
+use super::StoreId;
+
+/// The owner of client ids, as the server recognises it by its token. Without a bound on them, a caller could make the
+/// store grow with names that it makes up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Identifies the owner. It must not reveal the token.
+    pub label: String,
+    /// How many client ids it may have.
+    pub max_ids: usize,
+}
+
+impl Owner {
+    /// The holder of a token. The label is four bytes of a hash of the token, salted with the store: enough to tell a
+    /// handful of tokens apart, and too little to learn one from it.
+    pub fn of_token(token: &[u8], store: StoreId, max_ids: usize) -> Self {
+        let salted = Sha256::new_with_prefix(store.get().to_be_bytes()).chain_update(token).finalize();
+        Self { label: format!("token-{}", hex::encode(&salted[..4])), max_ids }
+    }
+}
+
+/// Whether a client was registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// The store knows the client now, or knew it before.
+    Registered,
+    /// The client is new, and its owner has as many client ids as it may have.
+    LimitReached,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_of_tokens_are_told_apart() {
+        let owner = |token: &str, store| Owner::of_token(token.as_bytes(), StoreId::new(store), 100).label;
+        assert_eq!(owner("one", 1), owner("one", 1));
+        assert_ne!(owner("one", 1), owner("two", 1));
+        assert_ne!(owner("one", 1), owner("one", 2), "a hash is of use in its store only");
+        assert_eq!(owner("one", 1).len(), "token-00000000".len());
+    }
+}

@@ -1,0 +1,97 @@
+//! Which client ids are registered, for whom, and when each was seen last: the table `clients`.
+//!
+//! Times are those of the store's clock, which never goes back: see [`retention`](super::retention). So a machine that
+//! wakes up with a wrong date forgets nobody.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rusqlite::{Connection, Transaction, params};
+
+use super::{ahead, codec};
+use crate::event::{ClientId, Timestamp};
+use crate::store::{Owner, Registration};
+
+/// How exact the time of the last contact is. A client that reconnects every few minutes costs a write once an hour.
+const PRECISION: Duration = Duration::from_secs(3600);
+/// How many clients are forgotten in one transaction.
+const FORGOTTEN_AT_ONCE: usize = 256;
+
+/// Whether the client is registered.
+pub(super) fn is_known(connection: &Connection, client: &ClientId) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM clients WHERE client = ?1")?.exists([client.as_str()])
+}
+
+/// Registers a client: see [`EventStore::register_client`](crate::store::EventStore::register_client).
+pub(super) fn register(
+    transaction: &Transaction<'_>,
+    client: &ClientId,
+    owner: &Owner,
+    now: Timestamp,
+) -> rusqlite::Result<Registration> {
+    if is_known(transaction, client)? {
+        // Clients from before version 4 of the schema have no owner yet.
+        transaction
+            .prepare_cached(
+                "UPDATE clients SET seen_at = ?2, owner = coalesce(owner, ?3) \
+                 WHERE client = ?1 AND (seen_at <= ?4 OR owner IS NULL)",
+            )?
+            .execute(params![client.as_str(), time(now), owner.label, time(now.minus(PRECISION))])?;
+        return Ok(Registration::Registered);
+    }
+    let ids: u64 = transaction
+        .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM clients WHERE owner = ?1 LIMIT ?2)")?
+        .query_row(params![owner.label, codec::signed(owner.max_ids as u64)], |row| codec::number(row, 0))?;
+    if ids >= owner.max_ids as u64 {
+        return Ok(Registration::LimitReached);
+    }
+    transaction
+        .prepare_cached("INSERT INTO clients (client, owner, seen_at) VALUES (?1, ?2, ?3)")?
+        .execute(params![client.as_str(), owner.label, time(now)])?;
+    Ok(Registration::Registered)
+}
+
+/// Removes all that is kept for a client; whether there was anything.
+pub(super) fn remove(transaction: &Transaction<'_>, client: &ClientId) -> rusqlite::Result<bool> {
+    let mut rows = 0;
+    for statement in ["DELETE FROM clients WHERE client = ?1", "DELETE FROM cursors WHERE client = ?1"] {
+        rows += transaction.prepare_cached(statement)?.execute([client.as_str()])?;
+    }
+    ahead::clear(transaction, client)?;
+    Ok(rows > 0)
+}
+
+/// Removes clients that were not seen for `age`: see
+/// [`EventStore::forget_clients`](crate::store::EventStore::forget_clients).
+pub(super) fn forget(
+    transaction: &Transaction<'_>,
+    age: Duration,
+    connected: &[ClientId],
+    now: Timestamp,
+) -> rusqlite::Result<Vec<ClientId>> {
+    let mut touch =
+        transaction.prepare_cached("UPDATE clients SET seen_at = ?2 WHERE client = ?1 AND seen_at <= ?3")?;
+    for client in connected {
+        touch.execute(params![client.as_str(), time(now), time(now.minus(PRECISION))])?;
+    }
+    let connected: BTreeSet<_> = connected.iter().collect();
+    let mut expired = Vec::new();
+    let mut select = transaction.prepare_cached("SELECT client FROM clients WHERE seen_at <= ?1")?;
+    let mut rows = select.query([time(now.minus(age))])?;
+    while expired.len() < FORGOTTEN_AT_ONCE
+        && let Some(row) = rows.next()?
+    {
+        let client: ClientId = codec::text(row, 0)?;
+        if !connected.contains(&client) {
+            expired.push(client);
+        }
+    }
+    for client in &expired {
+        remove(transaction, client)?;
+    }
+    Ok(expired)
+}
+
+fn time(time: Timestamp) -> i64 {
+    codec::signed(time.as_millis())
+}
