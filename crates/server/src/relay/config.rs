@@ -84,7 +84,7 @@ fn of_flags(settings: &mut Settings) -> Option<(String, Settings)> {
             ("insecure", is_insecure.to_string()),
         ]),
         "http" | "https" => {
-            values.extend([("target", relay_url(settings, &protocol)), ("target-health-check-path", health)])
+            values.extend([("target", relay_url(settings, &protocol)), ("target-health-check-path", health)]);
         }
         _ => {
             settings.problem("relay-protocol", "is neither grpc, http nor https");
