@@ -22,7 +22,9 @@ use crate::settings::{ConfigError, Known, Settings};
 use crate::tls::{IdentityFiles, PemFiles, TlsError};
 use target::{Chosen, policy, target};
 
-pub use target::{Place, Protocol, backoff, http_target, is_relay, parallel, relay_url};
+pub use target::{
+    HttpEndpoint, Place, Protocol, RELAY_URL, backoff, http_target, is_relay, parallel, relay_url,
+};
 
 /// The default file: every key with its comment.
 pub const DEFAULTS: &str = include_str!("config.default.toml");

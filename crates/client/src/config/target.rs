@@ -24,6 +24,8 @@ const MOST_PARALLEL: u64 = 1024;
 const GRPC_PORT: u16 = 50051;
 /// The settings that say where a relay goes and mean nothing without `relay-enabled`.
 const RELAY_KEYS: [&str; 4] = ["relay-host", "relay-port", "relay-path", "relay-protocol"];
+/// The settings that make up the URL of a relay.
+pub const RELAY_URL: &str = "--relay-protocol, --relay-host, --relay-port and --relay-path";
 
 /// The target, and what is to be known of it elsewhere.
 pub(super) struct Chosen {
@@ -172,18 +174,20 @@ fn remote(settings: &mut Settings, files: &PemFiles) -> Option<(Arc<dyn Target>,
             settings.problem("target", "and relay-enabled are two targets: give one of them");
             None
         }
-        (Some(url), false) => http_target(settings, files, &url, timeout, probe.as_deref()),
-        (None, true) => match settings.value("relay-protocol", RelayProtocol::Http) {
-            RelayProtocol::Grpc => server_target(settings, files, timeout),
-            RelayProtocol::Http => {
-                let url = relay_url(settings, "http");
-                http_target(settings, files, &url, timeout, probe.as_deref())
-            }
-            RelayProtocol::Https => {
-                let url = relay_url(settings, "https");
-                http_target(settings, files, &url, timeout, probe.as_deref())
-            }
-        },
+        (Some(url), false) => {
+            let endpoint = HttpEndpoint { url: &url, setting: "--target", probe: probe.as_deref() };
+            http_target(settings, files, endpoint, timeout)
+        }
+        (None, true) => {
+            let scheme = match settings.value("relay-protocol", RelayProtocol::Http) {
+                RelayProtocol::Grpc => return server_target(settings, files, timeout),
+                RelayProtocol::Http => "http",
+                RelayProtocol::Https => "https",
+            };
+            let url = relay_url(settings, scheme);
+            let endpoint = HttpEndpoint { url: &url, setting: RELAY_URL, probe: probe.as_deref() };
+            http_target(settings, files, endpoint, timeout)
+        }
         (None, false) => {
             if probe.is_some() && !settings.is_set("relay-enabled") {
                 settings.problem("relay-health-check-path", "is given without a target to look at");
@@ -231,19 +235,29 @@ fn server_target(
     Some((Arc::new(ServerTarget::new(server, name, timeout)), place))
 }
 
-/// Reads how to talk to the HTTP endpoint at `url`, which answers a try within `timeout`, and is asked at the path `probe`
-/// whether it is back.
+/// An HTTP endpoint in the settings.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpEndpoint<'a> {
+    /// Where webhooks are posted to.
+    pub url: &'a str,
+    /// The name of the setting that the URL is from.
+    pub setting: &'a str,
+    /// The path that tells whether the endpoint is back.
+    pub probe: Option<&'a str>,
+}
+
+/// Reads how to talk to an HTTP endpoint, which answers an attempt within `timeout`.
 pub fn http_target(
     settings: &mut Settings,
     files: &PemFiles,
-    url: &str,
+    HttpEndpoint { url, setting, probe }: HttpEndpoint<'_>,
     timeout: Duration,
-    probe: Option<&str>,
 ) -> Option<(Arc<dyn Target>, Place)> {
     let is_https = url.starts_with("https:");
     let tls = if is_https { usable(settings, files, files.target_config()) } else { None };
     let target = HttpTarget::try_new(url, timeout, tls.unwrap_or_else(no_tls));
     let target = target.map_err(|error| settings.problem("target", &error.to_string())).ok()?;
+    let target = target.set_by(setting);
     let target = match probe {
         Some(path) => target.probed_at(path),
         None => target,

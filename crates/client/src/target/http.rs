@@ -1,9 +1,11 @@
 //! An HTTP endpoint: Jenkins, Argo CD, anything that takes the forge's own request.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use gitstafette_core::event::Event;
 use gitstafette_core::headers::{Headers, is_hop_by_hop, is_unsafe_to_forward};
 use gitstafette_core::target::{Attempt, Target, Verdict};
@@ -11,13 +13,22 @@ use http::header::{LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use crate::connect::{PROBE_TIMEOUT, is_reachable, root_cause};
 
-/// How much of an answer is kept for people, in bytes.
+/// How much of a failed answer is kept for people, in bytes.
 const DETAIL_BYTES: usize = 2048;
-/// How much of an answer is read at most, so that the connection can be used again.
+/// The longest new URL that an outcome suggests.
+const LOCATION_BYTES: usize = 1024;
+/// How much of an answer's body is read at most, so that the connection can be used again.
 const DRAIN_BYTES: usize = 64 << 10;
+/// How long an answer's body is read at most.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many bodies of one target are read at the same time after their answers have counted. The connections of all others
+/// are closed instead.
+const MAX_DRAINS: usize = 32;
 /// How long connecting may take. The whole try has the target's own time-out.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept. Below the 5 s after which Node.js servers close theirs, because a request
@@ -26,13 +37,18 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Posts each event to one URL: the body byte for byte, with every end-to-end header that is safe to forward.
 ///
-/// Redirects are not followed: a POST would arrive as something else. They are reported as final answers.
+/// Redirects are not followed: a POST would arrive as something else. They are final answers, and the outcome names the
+/// setting to change and its new value.
 pub struct HttpTarget {
     name: String,
     url: Url,
     client: Client,
+    /// The name of the setting that the URL is from.
+    setting: String,
     /// What is asked for to learn whether the target is back; `None` only connects.
     probe: Option<Url>,
+    /// Tasks that read the rest of bodies. They end with the target.
+    drains: Mutex<JoinSet<()>>,
 }
 
 impl HttpTarget {
@@ -61,7 +77,20 @@ impl HttpTarget {
             .tcp_nodelay(true)
             .build()
             .map_err(HttpTargetError::Client)?;
-        Ok(Self { name, url, client, probe: None })
+        Ok(Self {
+            name,
+            url,
+            client,
+            setting: "the target's URL".into(),
+            probe: None,
+            drains: Mutex::default(),
+        })
+    }
+
+    /// Names the setting that the URL is from, for outcomes that ask to change it.
+    #[must_use]
+    pub fn set_by(self, setting: &str) -> Self {
+        Self { setting: setting.to_owned(), ..self }
     }
 
     /// Looks whether the target is back with a `GET` of this path at its host, instead of a connection alone. Any answer
@@ -83,6 +112,36 @@ impl HttpTarget {
     async fn answers(&self, probe: Url) -> bool {
         let request = self.client.get(probe).timeout(PROBE_TIMEOUT);
         request.send().await.is_ok_and(|response| !response.status().is_server_error())
+    }
+
+    /// Reads how the attempt went from the head of the answer. Only a failed attempt waits for the start of the body, which
+    /// says why. The rest of the body is read in the background.
+    async fn answered(&self, response: Response) -> Attempt {
+        let status = response.status();
+        let verdict = verdict(status, response.headers());
+        let reason = status.canonical_reason().unwrap_or_default();
+        let line = format!("{} {reason}", status.as_u16());
+        let redirect = if status.is_redirection() { location(&response) } else { None };
+        let mut body = BoundedBody::new(response);
+        let detail = match redirect {
+            Some(location) => format!(
+                "{line}: the target redirects, and a redirected webhook does not arrive; set {} to {location}",
+                self.setting
+            ),
+            None if verdict == Verdict::Delivered => line,
+            None => Some(body.read_start().await).filter(|text| !text.is_empty()).unwrap_or(line),
+        };
+        self.drain(body);
+        Attempt { verdict, code: Some(status.as_u16()), detail }
+    }
+
+    /// Reads the rest of a body in the background, so that the connection can be used again.
+    fn drain(&self, mut body: BoundedBody) {
+        let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
+        while drains.try_join_next().is_some() {}
+        if drains.len() < MAX_DRAINS {
+            drains.spawn(async move { while body.next().await.is_some() {} });
+        }
     }
 
     /// Whether a TCP connection comes about. It is closed at once: no TLS and no request, which would show in the target's
@@ -126,7 +185,7 @@ impl Target for HttpTarget {
         };
         let request = self.client.post(self.url.clone()).headers(headers).body(event.webhook.body.clone());
         match request.send().await {
-            Ok(response) => answered(response).await,
+            Ok(response) => self.answered(response).await,
             Err(error) => {
                 // Name, address, connection, TLS: nothing was sent. Else a time-out, or a connection cut before the
                 // answer: the target may have it. All may be better next time.
@@ -157,36 +216,33 @@ fn forwarded(headers: &Headers) -> Result<HeaderMap, String> {
     Ok(map)
 }
 
-async fn answered(response: Response) -> Attempt {
-    let status = response.status();
-    let verdict = match status {
+/// What the status of an answer means for the event.
+fn verdict(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    match status {
         _ if status.is_success() => Verdict::Delivered,
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
-            Verdict::Retry(retry_after(response.headers()))
+            Verdict::Retry(retry_after(headers))
         }
-        _ if status.is_server_error() => Verdict::Retry(retry_after(response.headers())),
+        _ if status.is_server_error() => Verdict::Retry(retry_after(headers)),
         _ => Verdict::Final,
-    };
-    let reason = status.canonical_reason().unwrap_or_default();
-    let redirect = if status.is_redirection() { location(&response) } else { None };
-    let text = read_start(response).await;
-    let detail = match redirect {
-        Some(location) => format!("{} {reason}: not followed to {location}", status.as_u16()),
-        None if text.is_empty() => format!("{} {reason}", status.as_u16()),
-        None => text,
-    };
-    Attempt { verdict, code: Some(status.as_u16()), detail }
+    }
 }
 
-/// Where a redirect leads, without its query, which may hold a token.
+/// Where a redirect leads, as a new value for the setting. Neither with its query nor with a user, which may hold secrets.
 fn location(response: &Response) -> Option<String> {
     let text = response.headers().get(LOCATION)?.to_str().ok()?;
     let mut url = response.url().join(text).ok()?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return None;
+    }
+    let has_query = url.query().is_some();
     url.set_query(None);
     url.set_fragment(None);
-    // A URL without a host has no password.
-    url.set_password(None).unwrap_or_default();
-    Some(url.into())
+    url.set_username("").and_then(|()| url.set_password(None)).ok()?;
+    if url.as_str().len() > LOCATION_BYTES {
+        return None;
+    }
+    Some(if has_query { format!("{url} and its query, which is not shown here") } else { url.into() })
 }
 
 /// `Retry-After`: whole seconds or an HTTP date (RFC 9110 §10.2.3).
@@ -196,17 +252,40 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     seconds.or_else(|| httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok())
 }
 
-/// The start of an answer's body. The status has come: if the rest does not, the verdict stands all the same.
-async fn read_start(mut response: Response) -> String {
-    let mut start = Vec::new();
-    let mut read = 0;
-    while read < DRAIN_BYTES
-        && let Ok(Some(chunk)) = response.chunk().await
-    {
-        read += chunk.len();
-        start.extend_from_slice(&chunk[..chunk.len().min(DETAIL_BYTES - start.len())]);
+/// The body of an answer, of which at most [`DRAIN_BYTES`] are read, for at most [`DRAIN_TIMEOUT`]. A connection whose body
+/// is not read to its end is closed.
+struct BoundedBody {
+    response: Response,
+    /// How many bytes may still be read.
+    left: usize,
+    deadline: Instant,
+}
+
+impl BoundedBody {
+    fn new(response: Response) -> Self {
+        Self { response, left: DRAIN_BYTES, deadline: Instant::now() + DRAIN_TIMEOUT }
     }
-    String::from_utf8_lossy(&start).trim().to_owned()
+
+    /// The next part; `None` at the end, at a bound, or if the connection breaks.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.left == 0 {
+            return None;
+        }
+        let part = timeout_at(self.deadline, self.response.chunk()).await.ok()?.ok()??;
+        self.left = self.left.saturating_sub(part.len());
+        Some(part)
+    }
+
+    /// The first [`DETAIL_BYTES`], or as much of them as comes in time.
+    async fn read_start(&mut self) -> String {
+        let mut start = Vec::new();
+        while start.len() < DETAIL_BYTES
+            && let Some(part) = self.next().await
+        {
+            start.extend_from_slice(&part[..part.len().min(DETAIL_BYTES - start.len())]);
+        }
+        String::from_utf8_lossy(&start).trim().to_owned()
+    }
 }
 
 /// The error with its causes and without the URL, whose query may hold a token.
@@ -225,123 +304,4 @@ fn describe(error: &reqwest::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    fn tls() -> rustls::ClientConfig {
-        rustls::ClientConfig::builder_with_provider(crate::tls::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth()
-    }
-
-    #[test]
-    fn names_hide_paths_queries_and_passwords() {
-        let url = "https://user:password@jenkins.example:8443/hook/?token=secret";
-        let target = HttpTarget::try_new(url, Duration::from_secs(1), tls()).unwrap();
-        assert_eq!(target.name(), "jenkins.example:8443");
-        let debug = format!("{target:?}");
-        assert!(!debug.contains("secret") && !debug.contains("password"), "{debug}");
-        for wrong in ["", "jenkins", "ftp://a/", "http://"] {
-            assert!(HttpTarget::try_new(wrong, Duration::from_secs(1), tls()).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_does_not_come_about_is_unreachable() {
-        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
-        let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        let target = HttpTarget::try_new(&url, Duration::from_secs(10), tls()).unwrap();
-        assert!(target.is_reachable().await);
-        drop(listener);
-        assert!(!target.is_reachable().await);
-        let event = Event {
-            sequence: gitstafette_core::event::Sequence::new(1),
-            redelivery: false,
-            address: gitstafette_core::event::Address::default(),
-            webhook: gitstafette_core::testing::webhook(1, "octo/hello", 3),
-        };
-        assert_eq!(target.attempt(&event).await.verdict, Verdict::Unreachable);
-    }
-
-    /// Answers one request after the other with these statuses, and gives back the request lines.
-    async fn answering(statuses: &'static [u16]) -> (String, tokio::task::JoinHandle<Vec<String>>) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/hook?token=secret#part", listener.local_addr().unwrap());
-        let serving = tokio::spawn(async move {
-            let mut lines = Vec::new();
-            for status in statuses {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = [0; 1024];
-                let read = stream.read(&mut request).await.unwrap();
-                let text = String::from_utf8_lossy(&request[..read]);
-                lines.push(text.lines().next().unwrap_or_default().to_owned());
-                let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-            lines
-        });
-        (url, serving)
-    }
-
-    #[tokio::test]
-    async fn a_path_to_look_at_is_asked_and_any_answer_below_500_will_do() {
-        let (url, serving) = answering(&[200, 302, 403, 404, 500, 503]).await;
-        let target = HttpTarget::try_new(&url, Duration::from_secs(10), tls()).unwrap();
-        let target = target.probed_at("/login?from=relay");
-        let mut back = Vec::new();
-        for _ in 0..6 {
-            back.push(target.is_reachable().await);
-        }
-        assert_eq!(back, [true, true, true, true, false, false]);
-        let lines = serving.await.unwrap();
-        assert!(lines.iter().all(|line| line == "GET /login?from=relay HTTP/1.1"), "{lines:?}");
-        assert!(!target.is_reachable().await, "nobody is there any more");
-    }
-
-    #[test]
-    fn a_path_to_look_at_stays_at_the_targets_host() {
-        let probe = |path: &str| {
-            let target = HttpTarget::try_new("https://a.example:1/x?y#z", Duration::from_secs(1), tls());
-            target.unwrap().probed_at(path).probe.unwrap().to_string()
-        };
-        assert_eq!(probe("/login"), "https://a.example:1/login");
-        assert_eq!(probe("login"), "https://a.example:1/login");
-        assert_eq!(probe("//b.example/"), "https://a.example:1//b.example/");
-        assert_eq!(probe("http://b.example/"), "https://a.example:1/http://b.example/");
-    }
-
-    #[test]
-    fn dangerous_headers_stay_behind() {
-        let headers: Headers = [
-            ("content-type", "application/json"),
-            ("x-repeated", "1"),
-            ("authorization", "Bearer x"),
-            ("x-forwarded-for", "1.2.3.4"),
-            ("x-repeated", "2"),
-            ("transfer-encoding", "chunked"),
-        ]
-        .into_iter()
-        .collect();
-        let map = forwarded(&headers).unwrap();
-        assert_eq!(map.len(), 3);
-        assert_eq!(map.get_all("x-repeated").iter().collect::<Vec<_>>(), ["1", "2"]);
-        assert!(forwarded(&[("a b", "1")].into_iter().collect()).is_err());
-        assert!(forwarded(&[("a", "1\n2")].into_iter().collect()).is_err());
-    }
-
-    #[test]
-    fn retry_after_in_seconds_and_dates() {
-        let of = |value: &str| {
-            retry_after(&[(RETRY_AFTER, HeaderValue::from_str(value).unwrap())].into_iter().collect())
-        };
-        assert_eq!(of("120"), Some(Duration::from_secs(120)));
-        let later = SystemTime::now() + Duration::from_secs(3600);
-        assert!(of(&httpdate::fmt_http_date(later)).unwrap() > Duration::from_secs(3500));
-        assert_eq!(of("Fri, 31 Dec 1999 23:59:59 GMT"), None);
-        assert_eq!(of("soon"), None);
-        assert_eq!(of("-1"), None);
-    }
-}
+mod tests;

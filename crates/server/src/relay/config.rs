@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gitstafette_client::config::{
-    Place, backoff, http_target, is_relay, parallel, pem_files, relay_url, server, start,
+    HttpEndpoint, Place, RELAY_URL, backoff, http_target, is_relay, parallel, pem_files, relay_url, server,
+    start,
 };
 use gitstafette_client::settings::Settings;
 use gitstafette_client::target::ServerTarget;
@@ -107,7 +108,14 @@ fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
             let place = Place::of_server(&server);
             (Arc::new(ServerTarget::new(server, name.to_owned(), timeout)), place)
         }
-        (false, Some(url)) => http_target(table, &files, &url, timeout, probe.as_deref())?,
+        (false, Some(url)) => {
+            let setting = match relay {
+                OF_FLAGS => RELAY_URL.to_owned(),
+                _ => format!("target in [relay.push.{relay}]"),
+            };
+            let endpoint = HttpEndpoint { url: &url, setting: &setting, probe: probe.as_deref() };
+            http_target(table, &files, endpoint, timeout)?
+        }
         _ => {
             table.problem("server", "or target says where to: one of them is wanted");
             return None;

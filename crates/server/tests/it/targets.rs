@@ -2,11 +2,13 @@
 //! order within a repository stays.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::IntoResponse;
 use gitstafette_client::target::{HttpTarget, VerifiedTarget};
@@ -16,7 +18,7 @@ use gitstafette_core::verify::GitHubSignature;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::support::{
     SECRET, Sender, TestClient, TestServer, TestTarget, all_acknowledged, at_length, no_tls, options, soon,
@@ -201,6 +203,80 @@ async fn a_target_that_breaks_off_before_its_status_is_asked_again() {
     all_delivered(&server).await;
     client.stop().await;
     answering.abort();
+}
+
+/// Sends the head of each answer, and never its body.
+#[tokio::test]
+async fn a_target_that_stalls_its_bodies_gets_everything_in_order() {
+    let server = TestServer::start("").await;
+    let (seen, mut arrived) = mpsc::unbounded_channel();
+    let router = axum::Router::new().fallback(move |request: Request| {
+        drop(seen.send(request.headers()["x-github-delivery"].to_str().unwrap().to_owned()));
+        async { axum::body::Body::from_stream(futures_util::stream::pending::<Result<Bytes, Infallible>>()) }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    // Nothing would be delivered within the test's time if an attempt waited for the body.
+    let target =
+        HttpTarget::try_new(&format!("http://{address}/"), Duration::from_secs(3600), no_tls()).unwrap();
+    let client = TestClient::start(options(server.addresses.grpc, Arc::new(target)));
+    let last = at_length(5, 50);
+    send_all(&server, 1..=last).await;
+    let repeats = in_order_up_to(async || soon(arrived.recv()).await.unwrap(), last).await;
+    assert_eq!(repeats, 0);
+    all_delivered(&server).await;
+    client.stop().await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_stops_acknowledges_while_another_target_still_works() {
+    let server = TestServer::start("").await;
+    let (seen, mut arrived) = mpsc::unbounded_channel();
+    let releases: Arc<[Notify; 2]> = Arc::default();
+    let answering = Arc::clone(&releases);
+    let address = serve(move |request: Request| {
+        let (seen, releases) = (seen.clone(), Arc::clone(&answering));
+        async move {
+            let id = request.headers()["x-github-delivery"].to_str().unwrap().to_owned();
+            let repository = usize::from(id.starts_with("2-"));
+            drop(seen.send(id));
+            releases[repository].notified().await;
+        }
+    })
+    .await;
+    let target =
+        HttpTarget::try_new(&format!("http://{address}/"), Duration::from_secs(3600), no_tls()).unwrap();
+    let client = TestClient::start(options(server.addresses.grpc, Arc::new(target)));
+    let sender = Sender::new(&server);
+    send(&sender, 1, 1).await;
+    send(&sender, 2, 1).await;
+    for _ in 0..2 {
+        soon(arrived.recv()).await.unwrap();
+    }
+    let stopping = tokio::spawn(client.stop());
+    for _ in 0..100 {
+        tokio::task::yield_now().await; // the client begins to stop
+    }
+    releases[1].notify_one();
+    reported(&server, 2).await;
+    let slow = server.store.reports(gitstafette_core::event::Sequence::new(1)).await.unwrap();
+    assert!(slow.is_empty(), "its target still works");
+    releases[0].notify_one();
+    soon(stopping).await.unwrap();
+    reported(&server, 1).await;
+}
+
+/// Waits until the store has an outcome of this event.
+async fn reported(server: &TestServer, sequence: u64) {
+    let sequence = gitstafette_core::event::Sequence::new(sequence);
+    let stored = async {
+        while server.store.reports(sequence).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await; // an outcome has nothing to wait on
+        }
+    };
+    soon(stored).await;
 }
 
 #[tokio::test]
