@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gitstafette_core::target::{Attempt, Target, Verdict};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -41,6 +42,13 @@ pub(crate) struct Pause {
     pub(crate) shortest: Duration,
     /// What the try before it says of the target.
     pub(crate) trouble: Trouble,
+}
+
+/// What a lane has heard of its target since it began to listen. Nothing is lost between an attempt and the wait after it.
+#[derive(Debug)]
+pub(crate) struct News<'a> {
+    answered: Notified<'a>,
+    returned: Notified<'a>,
 }
 
 /// Whose trouble a failed try was.
@@ -100,12 +108,19 @@ impl Gate {
         }
     }
 
-    /// Waits out a pause. `true` if it ended early, because the target is back.
-    pub(crate) async fn wait(&self, target: &dyn Target, pause: Pause) -> bool {
-        let shortest = Instant::now() + pause.shortest;
+    /// Listens for news of the target from now on.
+    pub(crate) fn listen(&self) -> News<'_> {
+        News { answered: self.answered.notified(), returned: self.returned.notified() }
+    }
+
+    /// Waits out a pause. `true` if it ended early, because the target is back. The news are those since the failed attempt
+    /// began: it may have succeeded for another lane meanwhile.
+    pub(crate) async fn wait(&self, target: &dyn Target, pause: Pause, news: News<'_>) -> bool {
+        let begin = Instant::now();
+        let News { answered, returned } = news;
         let answered = async {
-            self.answered.notified().await;
-            sleep_until(shortest).await;
+            answered.await;
+            sleep(pause.shortest.saturating_sub(begin.elapsed())).await;
         };
         let early = async {
             match pause.trouble {
@@ -113,7 +128,7 @@ impl Gate {
                 Trouble::Overload => answered.await,
                 Trouble::Away => tokio::select! {
                     () = answered => {}
-                    () = self.returned(target) => {}
+                    () = self.returned(target, returned) => {}
                 },
             }
         };
@@ -125,9 +140,9 @@ impl Gate {
     }
 
     /// Waits until the target can be reached again, and looks for that itself if no other lane does.
-    async fn returned(&self, target: &dyn Target) {
+    async fn returned(&self, target: &dyn Target, returned: Notified<'_>) {
         tokio::select! {
-            () = self.returned.notified() => {}
+            () = returned => {}
             () = self.probe(target) => {}
         }
     }

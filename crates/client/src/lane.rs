@@ -75,6 +75,7 @@ impl Lane {
             let tried = Instant::now();
             let started = *started.get_or_insert(tried);
             attempts += 1;
+            let news = gate.listen();
             let attempt = target.attempt(&parcel.event).await;
             drop(permit);
             gate.tried(attempt.verdict);
@@ -90,7 +91,8 @@ impl Lane {
                     // Early tries back off, too: what others get delivered may not help this event.
                     let shortest = policy.backoff.delay(cut_short + 1, 1.0);
                     let pause = Pause { longest, shortest, trouble: Trouble::of(&attempt) };
-                    cut_short += u32::from(self.stop.run_until_cancelled(gate.wait(&**target, pause)).await?);
+                    cut_short +=
+                        u32::from(self.stop.run_until_cancelled(gate.wait(&**target, pause, news)).await?);
                     continue;
                 }
             };

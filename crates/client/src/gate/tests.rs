@@ -42,7 +42,7 @@ async fn waits(gate: &Arc<Gate>, door: &Arc<Door>, trouble: Trouble, count: usiz
         .map(|_| {
             let (gate, door) = (Arc::clone(gate), Arc::clone(door));
             tokio::spawn(async move {
-                let early = gate.wait(&*door, pause(trouble)).await;
+                let early = gate.wait(&*door, pause(trouble), gate.listen()).await;
                 ((Instant::now() - start).as_secs_f64(), early)
             })
         })
@@ -81,8 +81,8 @@ async fn a_target_that_was_never_away_is_no_news() {
 async fn probing_goes_on_when_the_lane_that_probes_is_through() {
     let (gate, door) = (Arc::new(Gate::new(8)), Arc::new(Door::default()));
     let short = Pause { longest: 3 * SECOND, ..pause(Trouble::Away) };
-    let (first, second) = tokio::join!(gate.wait(&*door, short), async {
-        let waiting = gate.wait(&*door, pause(Trouble::Away));
+    let (first, second) = tokio::join!(gate.wait(&*door, short, gate.listen()), async {
+        let waiting = gate.wait(&*door, pause(Trouble::Away), gate.listen());
         let opening = async {
             sleep(5 * SECOND).await;
             door.open.store(true, Ordering::Relaxed);
@@ -107,6 +107,43 @@ async fn anothers_success_after_failures_wakes_but_not_too_soon() {
         assert!(early && (0.5..0.6).contains(&seconds), "{seconds}");
     }
     assert_eq!(door.looks.load(Ordering::Relaxed), 0, "an overloaded target is not looked at");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_between_an_attempt_and_the_wait_after_it_wakes() {
+    let (gate, door) = (Gate::new(8), Door::default());
+    gate.tried(Verdict::Retry(None));
+    let news = gate.listen();
+    gate.tried(Verdict::Delivered);
+    let begin = Instant::now();
+    assert!(gate.wait(&door, pause(Trouble::Overload), news).await);
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_return_between_an_attempt_and_the_wait_after_it_wakes() {
+    let (gate, door) = (Gate::new(8), Door::default());
+    let news = gate.listen();
+    let opening = async {
+        sleep(3 * SECOND).await;
+        door.open.store(true, Ordering::Relaxed);
+    };
+    let (early, ()) = tokio::join!(gate.wait(&door, pause(Trouble::Away), gate.listen()), opening);
+    assert!(early, "another lane has found that the target is back");
+    let begin = Instant::now();
+    assert!(gate.wait(&door, pause(Trouble::Away), news).await);
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_any_length_can_be_waited_for() {
+    let (gate, door) = (Gate::new(8), Door::default());
+    gate.tried(Verdict::Retry(None));
+    let news = gate.listen();
+    gate.tried(Verdict::Delivered);
+    let endless = Pause { longest: Duration::MAX, shortest: Duration::MAX, trouble: Trouble::Overload };
+    let waiting = gate.wait(&door, endless, news);
+    assert!(tokio::time::timeout(60 * SECOND, waiting).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

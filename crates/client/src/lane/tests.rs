@@ -205,6 +205,52 @@ async fn an_event_that_fails_alone_does_not_loop_on_the_success_of_others() {
     assert!((10..40).contains(&tries), "{tries}");
 }
 
+/// Fails; another lane's event is delivered while the last of its attempts is under way.
+#[derive(Debug, Default)]
+struct Crossing {
+    attempts: Mutex<Vec<Instant>>,
+    destination: std::sync::OnceLock<Arc<Destination>>,
+}
+
+impl Crossing {
+    /// By the last of these attempts, the waits are a minute long.
+    const ATTEMPTS: usize = 10;
+}
+
+#[async_trait]
+impl Target for Crossing {
+    fn name(&self) -> &str {
+        "crossing"
+    }
+
+    async fn attempt(&self, _: &Event) -> Attempt {
+        let number = {
+            let mut attempts = self.attempts.lock().unwrap();
+            attempts.push(Instant::now());
+            attempts.len()
+        };
+        if number == Self::ATTEMPTS {
+            self.destination.get().unwrap().gate.tried(Verdict::Delivered);
+        }
+        let verdict = if number > Self::ATTEMPTS { Verdict::Delivered } else { Verdict::Retry(None) };
+        Attempt { verdict, code: None, detail: String::new() }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_success_of_another_lane_during_an_attempt_is_not_lost() {
+    let target = Arc::new(Crossing::default());
+    let route = Route { policy: POLICY, ..Route::new(Arc::clone(&target) as Arc<dyn Target>) };
+    let destination = Destination::all(vec![route]).remove(0);
+    target.destination.set(Arc::clone(&destination)).unwrap();
+    let mut lane = start(&destination);
+    lane.send(1);
+    assert_eq!(lane.completed().await.1.result, OutcomeResult::Delivered);
+    let attempts = target.attempts.lock().unwrap();
+    let wait = attempts[Crossing::ATTEMPTS] - attempts[Crossing::ATTEMPTS - 1];
+    assert!(wait <= POLICY.backoff.first, "{wait:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn stopping_leaves_what_waits() {
     let target = Scripted::new([Verdict::Retry(None)]);
