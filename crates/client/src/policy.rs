@@ -66,7 +66,7 @@ impl DeliveryPolicy {
             }
         };
         let tired = self.give_up_attempts.is_some_and(|most| attempts >= most);
-        if tired || age + wait > self.give_up_after { Next::GivenUp } else { Next::Again(wait) }
+        if tired || age.saturating_add(wait) > self.give_up_after { Next::GivenUp } else { Next::Again(wait) }
     }
 }
 
@@ -113,5 +113,8 @@ mod tests {
         let short = DeliveryPolicy { give_up_attempts: Some(3), ..policy() };
         assert_eq!(after(short, 2, Duration::ZERO), Next::Again(2 * SECOND));
         assert_eq!(after(short, 3, Duration::ZERO), Next::GivenUp);
+        let endless = Backoff { first: Duration::MAX, most: Duration::MAX };
+        let endless = DeliveryPolicy { backoff: endless, give_up_after: Duration::MAX, ..policy() };
+        assert_eq!(after(endless, 1, SECOND), Next::Again(Duration::MAX));
     }
 }

@@ -361,6 +361,9 @@ impl FromStr for ByteSize {
     }
 }
 
+/// The longest duration of a setting: ten years. Any point in time that much later can be computed.
+const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 3600);
+
 /// A duration with a unit: `20s`, `5m`, `7d`; plain digits are seconds, as in the Go implementation's flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span(Duration);
@@ -370,10 +373,13 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let seconds = text.trim().parse().map(Duration::from_secs);
-        seconds
+        let duration = seconds
             .or_else(|_| humantime::parse_duration(text))
-            .map(Self)
-            .map_err(|_| format!("{text:?} is not a duration such as 500ms, 20s, 5m or 7d"))
+            .map_err(|_| format!("{text:?} is not a duration such as 500ms, 20s, 5m or 7d"))?;
+        if duration > MAX_DURATION {
+            return Err(format!("{text:?} is more than 3650d, the longest duration"));
+        }
+        Ok(Self(duration))
     }
 }
 

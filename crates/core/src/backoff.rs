@@ -19,7 +19,9 @@ impl Backoff {
     pub fn delay(&self, failures: u32, random: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(32);
         let bound = self.first.saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(self.most);
-        bound.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
+        let part = 0.5 + 0.5 * random.clamp(0.0, 1.0);
+        // Not `mul_f64`, which panics when the longest duration is rounded up.
+        Duration::try_from_secs_f64(bound.as_secs_f64() * part).unwrap_or(bound)
     }
 }
 
@@ -34,5 +36,7 @@ mod tests {
         assert_eq!(longest, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
         assert_eq!(backoff.delay(1, 0.0), Duration::from_millis(250));
         assert_eq!(backoff.delay(u32::MAX, 1.0), Duration::from_secs(30));
+        let endless = Backoff { first: Duration::MAX, most: Duration::MAX };
+        assert_eq!(endless.delay(u32::MAX, 1.0), Duration::MAX);
     }
 }

@@ -56,6 +56,11 @@ fn units() {
     assert_eq!(settings.duration("age"), Duration::from_secs(7 * 24 * 3600));
     assert_eq!(settings.bytes("size"), 25 << 20);
     assert_eq!("180".parse(), Ok(Span(Duration::from_secs(180))));
+    assert_eq!("3650d".parse(), Ok(Span(MAX_DURATION)));
+    for long in ["3651d", "11y", "18446744073709551615"] {
+        let error = long.parse::<Span>().unwrap_err();
+        assert_eq!(error, format!("{long:?} is more than 3650d, the longest duration"));
+    }
     for wrong in ["", "MiB", "-1", "1.5GiB", "1TB", "99999999999999999999", "99999999999GiB"] {
         assert!(wrong.parse::<ByteSize>().is_err(), "{wrong}");
     }

@@ -246,7 +246,7 @@ impl Session {
 
 /// How long a client may take for a message of so many bytes that holds a share of the traffic.
 pub(crate) fn patience(heartbeat: Duration, bytes: u64) -> Duration {
-    heartbeat * 2 + Duration::from_secs(bytes / SLOWEST)
+    heartbeat.saturating_mul(2).saturating_add(Duration::from_secs(bytes / SLOWEST))
 }
 
 /// The bytes of a page that holds a share of the traffic.
