@@ -30,8 +30,10 @@ impl Load {
     }
 
     pub(crate) fn remove(&mut self, bytes: u64) {
-        self.events -= 1;
-        self.bytes -= bytes;
+        debug_assert!(self.events > 0 && self.bytes >= bytes, "{bytes} bytes are removed from {self:?}");
+        // A mistake in the count must not wrap: a lane's share would be nothing for ever.
+        self.events = self.events.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 

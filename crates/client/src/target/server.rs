@@ -27,6 +27,10 @@ use crate::connect::{Calls, Connection, ServerAddress, is_reachable};
 /// needs more than the time-out would be tried for ever, and its repository would stand still.
 const SLOWEST: u64 = 64 << 10;
 
+/// Why an event is refused that comes from a server older than hops. It has none in any later attempt either.
+const WITHOUT_HOPS: &str =
+    "the event carries no hops: upgrade the server that the client subscribes to, then redeliver the event";
+
 /// Publishes each event to another server; delivered means that it is durable there.
 ///
 /// Which wire the server speaks shows at the first call of each connection: one that does not know `Publish` is of the Go
@@ -101,7 +105,7 @@ impl ServerTarget {
             let is_placed = event.webhook.facts.hops.last().is_some();
             let request = is_placed.then(|| PublishRequest { event: Some(event.into()) });
             match link.calls.clone().publish(iter(request)).await {
-                Ok(_) if !is_placed => return Ok(unplaced()),
+                Ok(_) if !is_placed => return Ok(refused(WITHOUT_HOPS)),
                 Ok(answers) => {
                     let answer = answers.into_inner().message().await?;
                     return answer.map(published).ok_or_else(|| Status::unavailable("there was no answer"));
@@ -180,14 +184,6 @@ impl Target for ServerTarget {
 /// How long a try with an event of this size may take.
 fn patience(timeout: Duration, bytes: u64) -> Duration {
     timeout.saturating_add(Duration::from_secs(bytes / SLOWEST))
-}
-
-/// For an event of a server that is older than hops, on its way through a client. It is kept until that is upgraded: then it
-/// comes again, with its hops.
-fn unplaced() -> Attempt {
-    let detail =
-        "it came without hops: upgrade the server that the client subscribes to, and restart the client";
-    Attempt { verdict: Verdict::Retry(None), code: None, detail: detail.to_owned() }
 }
 
 fn published(answer: PublishResponse) -> Attempt {

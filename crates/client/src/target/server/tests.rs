@@ -240,13 +240,13 @@ async fn a_server_that_replaces_an_old_one_is_published_to() {
 }
 
 #[tokio::test]
-async fn what_came_without_hops_waits_for_its_server() {
+async fn an_event_without_hops_is_a_dead_letter_at_once() {
     let mut event = event(10);
     event.webhook.facts.hops = Hops::default();
     let server = Server::start(ours(PublishResult::Stored)).await;
     let attempt = server.target().attempt(&event).await;
-    assert_eq!(attempt.verdict, Verdict::Retry(None));
-    assert!(attempt.detail.contains("without hops: upgrade"), "{attempt:?}");
+    assert_eq!(attempt.verdict, Verdict::Final);
+    assert!(attempt.detail.contains("carries no hops: upgrade"), "{attempt:?}");
     assert_eq!(server.calls(), (0, 0));
     // The old wire has no place for them anyway.
     server.says(old("201", true));
