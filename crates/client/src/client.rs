@@ -114,8 +114,9 @@ impl Client {
                 break;
             }
         }
-        // Nobody is left to hear of what ends now: it comes again with the next start.
-        drop(tokio::time::timeout(session::FAREWELL, deliveries.stop()).await);
+        // Without a stream, these attempts are not acknowledged: their events come again with the next start.
+        let deadline = deliveries.begin_stop();
+        drop(tokio::time::timeout_at(deadline, deliveries.stopped()).await);
         self.keep.end(deliveries.done());
     }
 

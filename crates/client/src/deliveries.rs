@@ -24,6 +24,7 @@ use crate::lane::Report;
 use crate::lanes::Lanes;
 use crate::outbox::Outbox;
 use crate::route::{Destination, LaneKey};
+use crate::session::FAREWELL;
 use crate::state::ClientState;
 use crate::window::{Load, Window};
 
@@ -54,6 +55,8 @@ pub(crate) struct Deliveries {
     parked: BTreeSet<Sequence>,
     unconfirmed: BTreeMap<Sequence, Acknowledgement>,
     outbox: Outbox,
+    /// When the client stops waiting for the lanes to end; `None` while it runs.
+    stop_deadline: Option<Instant>,
 }
 
 /// An event that is not done: one outcome per lane is awaited.
@@ -101,6 +104,7 @@ impl Deliveries {
             parked: BTreeSet::new(),
             unconfirmed: BTreeMap::new(),
             outbox: Outbox::default(),
+            stop_deadline: None,
         }
     }
 
@@ -471,11 +475,22 @@ impl Deliveries {
         self.unconfirmed.keys().copied()
     }
 
-    /// Ends the lanes: the tries under way are finished, what waits is left.
-    pub(crate) async fn stop(&mut self) {
-        self.lanes.stop().await;
-        while let Ok(report) = self.reports.try_recv() {
-            self.hear(report);
+    /// Lets the lanes end: the attempts under way are finished, waiting events stay at the server. Returns when the client
+    /// stops waiting for them, which is the same however often this is called.
+    pub(crate) fn begin_stop(&mut self) -> Instant {
+        self.lanes.begin_stop();
+        *self.stop_deadline.get_or_insert_with(|| Instant::now() + FAREWELL)
+    }
+
+    /// Whether all lanes have ended and all their reports were handled.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.lanes.have_ended() && self.reports.is_empty()
+    }
+
+    /// Waits for the end of the lanes and handles their reports.
+    pub(crate) async fn stopped(&mut self) {
+        while !self.has_stopped() {
+            self.progress().await;
         }
     }
 

@@ -212,12 +212,14 @@ impl Lanes {
         self.open.len()
     }
 
-    /// Ends all lanes: the tries under way are finished, what waits is left.
-    pub(crate) async fn stop(&mut self) {
+    /// Lets all lanes end: the attempts under way are finished, waiting events are not begun.
+    pub(crate) fn begin_stop(&self) {
         self.stop.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            propagate(ended);
-        }
+    }
+
+    /// Whether all lanes have ended.
+    pub(crate) fn have_ended(&self) -> bool {
+        self.tasks.is_empty()
     }
 }
 

@@ -28,7 +28,7 @@ const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duratio
 /// Fewer bytes than these within the time of two heartbeats are no event on its way: a proxy answers for a dead server
 /// with HTTP/2 PINGs, of 17 bytes each.
 const SIGN_OF_LIFE: u64 = 4096;
-/// How long the end may take: tries under way, their acknowledgements out, the receipts in.
+/// How long stopping may take: the attempts under way, their acknowledgements, the receipts.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Why a stream ended.
@@ -97,7 +97,7 @@ pub(crate) async fn run(
         has_deferred,
         has_missed: false,
         patience: START_TIMEOUT,
-        window_ends: window.map(|window| begin + window),
+        window_ends: window.and_then(|window| begin.checked_add(window)),
         received: line.received(),
     };
     match session.stream(stop, &mut notify).await {
@@ -230,26 +230,37 @@ impl Session<'_> {
         }
     }
 
-    /// Finishes the tries under way, sends their acknowledgements, and waits for the receipts.
+    /// Waits for the attempts under way. Acknowledges each event as soon as it is finished, so that a slow target delays no
+    /// other acknowledgement, and waits for the receipts.
     async fn farewell(&mut self) {
+        let deadline = self.deliveries.begin_stop();
         let ended = async {
-            self.deliveries.stop().await;
-            while self.has_started && self.deliveries.has_news() {
-                let Some(permit) = reserve(self.sender.clone()).await else { return };
-                self.tell(permit);
-            }
-            while self.deliveries.unconfirmed() > 0 {
-                match self.responses.next().await {
-                    Some(Ok(SubscribeResponse { response: Some(Response::Receipt(receipt)) })) => {
-                        self.deliveries.confirmed(receipt.sequences);
+            while !self.deliveries.has_stopped() || self.awaits_receipts() {
+                tokio::select! {
+                    () = self.deliveries.progress() => {}
+                    permit = reserve(self.sender.clone()), if self.has_started && self.deliveries.has_news() => {
+                        match permit {
+                            Some(permit) => self.tell(permit),
+                            None => self.sender = None,
+                        }
                     }
-                    Some(Ok(_)) => {}
-                    None | Some(Err(_)) => return,
+                    message = self.responses.next() => match message {
+                        Some(Ok(SubscribeResponse { response: Some(Response::Receipt(receipt)) })) => {
+                            self.deliveries.confirmed(receipt.sequences);
+                        }
+                        Some(Ok(_)) => {}
+                        None | Some(Err(_)) => return,
+                    },
                 }
             }
         };
-        // What is not confirmed in time comes again: that is what at least once means.
-        drop(tokio::time::timeout(FAREWELL, ended).await);
+        // The server sends every event again that is not confirmed in time: that is what at least once means.
+        drop(tokio::time::timeout_at(deadline, ended).await);
+    }
+
+    /// Whether acknowledgements are on their way to a server that will confirm them.
+    fn awaits_receipts(&self) -> bool {
+        self.has_started && self.deliveries.unconfirmed() > 0
     }
 }
 

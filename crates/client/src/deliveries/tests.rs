@@ -272,7 +272,8 @@ async fn stopping_acknowledges_what_was_done() {
     while deliveries.reports.is_empty() {
         tokio::task::yield_now().await;
     }
-    deliveries.stop().await;
+    deliveries.begin_stop();
+    deliveries.stopped().await;
     assert!(deliveries.has_news());
 }
 
