@@ -18,7 +18,7 @@ struct Step {
 }
 
 /// The tests come last: whoever reads only the end of the output reads their result.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 11] = [
     Step {
         name: "format",
         component: Some("rustfmt"),
@@ -46,6 +46,13 @@ const STEPS: [Step; 8] = [
         environment: None,
     },
     Step {
+        name: "dependencies",
+        component: None,
+        // Says what it skips where cargo-deny or the database of advisories is missing.
+        arguments: &["--locked", "xtask", "deny"],
+        environment: None,
+    },
+    Step {
         name: "documentation",
         component: None,
         // With the examples come the features of dev-dependencies, and so the dependencies that the lints checked.
@@ -58,11 +65,23 @@ const STEPS: [Step; 8] = [
         arguments: &["test", "--workspace", "--doc", "--locked"],
         environment: None,
     },
+    // A few rounds of chaos. Run more before a release, and after changes to the store, to streams or to relays.
     Step {
-        name: "chaos",
+        name: "chaos: power loss and clock jumps",
         component: None,
-        // A few rounds; before a release, and after changes to the store or to streams, there are more to be had.
-        arguments: &["--locked", "xtask", "chaos", "--rounds", "10"],
+        arguments: &["--locked", "xtask", "chaos", "--rounds", "10", "--power-loss", "--clock-jumps"],
+        environment: None,
+    },
+    Step {
+        name: "chaos: a ring of servers",
+        component: None,
+        arguments: &["--locked", "xtask", "chaos", "--rounds", "5", "--shape", "ring"],
+        environment: None,
+    },
+    Step {
+        name: "chaos: a diamond of servers",
+        component: None,
+        arguments: &["--locked", "xtask", "chaos", "--rounds", "5", "--shape", "diamond", "--power-loss"],
         environment: None,
     },
     Step {
@@ -106,6 +125,35 @@ pub(crate) fn faults() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `cargo xtask msrv`: whether the workspace builds with the oldest Rust that Cargo.toml promises. It installs that one if
+/// rustup can, and builds beside the other builds.
+pub(crate) fn msrv() -> anyhow::Result<()> {
+    let manifest = std::fs::read_to_string(cargo::root().join("Cargo.toml"))?;
+    let version = rust_version(&manifest).context("Cargo.toml has no rust-version")?;
+    let install = ["toolchain", "install", version, "--profile", "minimal", "--no-self-update"];
+    if !Command::new("rustup").args(install).status().is_ok_and(|status| status.success()) {
+        println!("SKIPPED: rustup cannot install Rust {version}");
+        return Ok(());
+    }
+    let mut command = Command::new("rustup");
+    command.args(["run", version, "cargo", "check", "--workspace", "--all-targets", "--locked"]);
+    command.current_dir(cargo::root()).env("CARGO_TARGET_DIR", cargo::root().join("target/msrv"));
+    // Set by the cargo that runs this program, and meant for its toolchain.
+    for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
+        command.env_remove(name);
+    }
+    let status = command.status().context("rustup did not start")?;
+    if !status.success() {
+        bail!("the workspace does not build with Rust {version}: {status}");
+    }
+    Ok(())
+}
+
+/// The value of `rust-version` in a manifest.
+fn rust_version(manifest: &str) -> Option<&str> {
+    manifest.lines().find_map(|line| line.strip_prefix("rust-version = \"")?.strip_suffix('"'))
+}
+
 impl Step {
     fn command(&self) -> Command {
         let mut command = cargo::command();
@@ -137,6 +185,14 @@ mod tests {
             STEPS.last().map(|step| &step.arguments[..3]),
             Some(&["test", "--workspace", "--all-targets"][..])
         );
+    }
+
+    #[test]
+    fn the_oldest_rust_is_read_from_the_manifest() {
+        let manifest = std::fs::read_to_string(cargo::root().join("Cargo.toml")).unwrap();
+        let version = rust_version(&manifest).unwrap();
+        assert!(version.starts_with("1.") && version.len() > 2, "{version}");
+        assert_eq!(rust_version("rust-version.workspace = true"), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use anyhow::bail;
 mod cargo;
 mod ci;
 mod contract;
+mod deny;
 mod launch;
 
 const USAGE: &str = "\
@@ -19,6 +20,9 @@ tasks:
   ci                   all that a change must pass: format, contract, lints, documentation, a short chaos, tests
   contract             whether proto/ keeps to its rules, to the Go implementation and to the main line, by
                        buf; says so where there is none
+  deny                 check licences, sources and advisories of the dependencies with cargo-deny; says what it
+                       skips
+  msrv                 check that the workspace builds with the oldest Rust that Cargo.toml promises
   demo                 a webhook's whole way, on this machine; stays up for webhooks of your own
   demo --once          the same, and ends; fails if a webhook did not arrive as it was sent
   chaos [--rounds N] [--shape single|ring|diamond] [--power-loss] [--clock-jumps]
@@ -48,6 +52,8 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
         ["ci"] => ci::run(),
         ["contract"] => contract::run(),
+        ["deny"] => deny::run(),
+        ["msrv"] => ci::msrv(),
         ["demo"] => launch::demo(&[]),
         ["demo", "--once"] => launch::demo(&["--once"]),
         ["chaos", options @ ..] => launch::chaos(options),

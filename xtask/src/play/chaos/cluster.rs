@@ -157,14 +157,7 @@ impl<'a> Cluster<'a> {
 
     /// Starts what does not run. The servers listen then, the client may still be on its way to its server.
     pub(crate) async fn start(&mut self, target: &str) -> anyhow::Result<()> {
-        for node in self.nodes.iter_mut().filter(|node| node.process.is_none()) {
-            let mut command = Server::command(&self.programs.server, &node.folder, self.secrets, node.ports);
-            command.arg("--config").arg(node.folder.join("server.toml"));
-            if let Some(library) = &self.library {
-                library.load_into(&mut command, &node.folder)?;
-            }
-            node.process = Some(Server::run(command, &node.folder).await?.process);
-        }
+        self.start_servers().await?;
         if self.client.is_none()
             && let Some(last) = self.nodes.last()
         {
@@ -173,6 +166,19 @@ impl<'a> Cluster<'a> {
             let mut client = relay::spawn_client(program, self.folder, self.secrets, server, target)?;
             client.ignore_log();
             self.client = Some(client);
+        }
+        Ok(())
+    }
+
+    /// Starts the servers that do not run.
+    pub(crate) async fn start_servers(&mut self) -> anyhow::Result<()> {
+        for node in self.nodes.iter_mut().filter(|node| node.process.is_none()) {
+            let mut command = Server::command(&self.programs.server, &node.folder, self.secrets, node.ports);
+            command.arg("--config").arg(node.folder.join("server.toml"));
+            if let Some(library) = &self.library {
+                library.load_into(&mut command, &node.folder)?;
+            }
+            node.process = Some(Server::run(command, &node.folder).await?.process);
         }
         Ok(())
     }
