@@ -395,6 +395,7 @@ impl Shared {
             relays: Arc::clone(&relays),
             metrics: Arc::clone(&metrics),
             draining: ending.stop.clone(),
+            heartbeat: options.streams.heartbeat,
             shown: Arc::new(Semaphore::new(admin::SHOWN_BYTES as usize)),
         });
         Ok(Self { store, watchlist, metrics, subscriptions, intake, relays, relaying, admin, tasks, ending })

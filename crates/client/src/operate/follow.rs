@@ -1,14 +1,14 @@
 //! `events follow`.
 //!
-//! The server's stream tells of what is accepted while it stands. What was accepted while it did not is listed: after
-//! every connection from the last event seen, so that nothing is missed; and after a silence, which shows a connection
-//! that died without a word (the stream has no heartbeats).
+//! The server's stream brings each event that is accepted while the stream is open. After every connection the client lists
+//! the events since the last one that it has seen, so that none is missed. Heartbeats show that the connection works.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::{Entry, Listing};
+use gitstafette_proto::convert::from_duration;
 use gitstafette_proto::v1::{FollowEventsRequest, FollowEventsResponse, ShowStatisticsRequest};
 use tonic::Status;
 use tracing::warn;
@@ -20,8 +20,8 @@ use super::{Console, OperateError, answered};
 use crate::client::{RECONNECT, is_refusal};
 use crate::connect::{Connection, ServerAddress};
 
-/// How long the stream may be silent before the connection is looked at. Proxies cut it after 60 s.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long the stream may be silent before the first heartbeat has told how often they come.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Prints events as they are accepted. Ends only with an error: one that a person must see to, or of the output.
 pub(super) async fn follow(
@@ -77,16 +77,25 @@ impl Follower {
         let mut connection = server.connect().await?;
         let request = FollowEventsRequest { selection: Some((&self.listing).into()) };
         let mut stream = answered(connection.calls.follow_events(request)).await?;
+        self.catch_up(&mut connection, console).await?;
+        self.failures = 0;
+        let mut silence_timeout = FIRST_MESSAGE_TIMEOUT;
         loop {
-            self.catch_up(&mut connection, console).await?;
-            self.failures = 0;
-            while let Ok(message) = tokio::time::timeout(SILENCE, stream.message()).await {
-                match message? {
-                    Some(FollowEventsResponse { entry }) => {
-                        self.show(vec![entry.unwrap_or_default().try_into()?], console)?;
-                    }
-                    None => return Err(Status::unavailable("the server ended the stream").into()),
+            let message = tokio::time::timeout(silence_timeout, stream.message()).await.map_err(|_| {
+                let seconds = silence_timeout.as_secs();
+                Status::unavailable(format!("no message from the server for {seconds} s"))
+            })?;
+            match message? {
+                Some(FollowEventsResponse { entry: Some(entry), .. }) => {
+                    self.show(vec![entry.try_into()?], console)?;
                 }
+                Some(FollowEventsResponse { entry: None, heartbeat_interval }) => {
+                    if let Some(interval) = heartbeat_interval {
+                        let interval = from_duration("heartbeat_interval", interval)?;
+                        silence_timeout = interval.min(FIRST_MESSAGE_TIMEOUT) * 3 / 2;
+                    }
+                }
+                None => return Err(Status::unavailable("the server ended the stream").into()),
             }
         }
     }

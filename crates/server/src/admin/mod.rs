@@ -6,7 +6,7 @@ mod rpc;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
 use gitstafette_core::event::{Address, ClientId, Event, Sequence};
@@ -49,6 +49,8 @@ pub(crate) struct Admin {
     pub(crate) metrics: Arc<Metrics>,
     /// Followers end with it.
     pub(crate) draining: CancellationToken,
+    /// How often a follower is sent a heartbeat over gRPC.
+    pub(crate) heartbeat: Duration,
     /// Room for the bytes of events that are shown.
     pub(crate) shown: Arc<Semaphore>,
 }

@@ -1,12 +1,14 @@
 //! The operators' calls over gRPC.
 
+use std::future::ready;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt, stream};
 use gitstafette_core::event::{IdentifierError, Sequence};
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Listing, WatchlistChange};
-use gitstafette_proto::convert::{RedeliveryRequest, WatchlistEntry, WireError};
+use gitstafette_proto::convert::{RedeliveryRequest, WatchlistEntry, WireError, duration};
 use gitstafette_proto::v1::change_watchlist_request::Change;
 use gitstafette_proto::v1::{self, Entry};
 use tonic::Status;
@@ -46,11 +48,17 @@ impl Admin {
         let listing: Listing =
             wire.selection.unwrap_or_default().try_into().map_err(|error: WireError| malformed(&error))?;
         let after = (listing.first > Sequence::ZERO).then(|| listing.first.previous());
-        let responses = self.follow(listing.filter, after).map(|entry| match entry {
-            Ok(entry) => Ok(v1::FollowEventsResponse { entry: Some(Entry::from(&entry)) }),
+        let heartbeats = heartbeats(self.heartbeat);
+        let entries = self.follow(listing.filter, after).map(|entry| match entry {
+            Ok(entry) => {
+                Ok(v1::FollowEventsResponse { entry: Some(Entry::from(&entry)), heartbeat_interval: None })
+            }
             Err(error) => Err(status(&error)),
         });
-        Ok(Box::pin(responses))
+        // The heartbeats never end: the stream ends with the entries.
+        let entries = entries.map(Some).chain(stream::once(async { None }));
+        let responses = stream::select(entries, heartbeats.map(|beat| Some(Ok(beat))));
+        Ok(Box::pin(responses.scan((), |(), response| ready(response))))
     }
 
     pub(crate) async fn redeliver_events(
@@ -132,4 +140,16 @@ impl Admin {
 
 fn on_wire(entries: &[WatchlistEntry]) -> Vec<v1::WatchlistEntry> {
     entries.iter().map(Into::into).collect()
+}
+
+/// The heartbeats of a follower, of which the first comes at once.
+fn heartbeats(interval: Duration) -> impl Stream<Item = v1::FollowEventsResponse> {
+    let message = v1::FollowEventsResponse { entry: None, heartbeat_interval: Some(duration(interval)) };
+    stream::unfold(tokio::time::interval(interval), move |mut ticks| {
+        let message = message.clone();
+        async move {
+            ticks.tick().await;
+            Some((message, ticks))
+        }
+    })
 }

@@ -15,9 +15,11 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
 
+mod follow;
 mod relays;
 
 /// What was printed so far.
