@@ -96,13 +96,13 @@ pub struct Flags {
     /// The largest webhook [default: 25MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub body_limit: Option<String>,
-    /// All webhooks that are being received at once [default: 64MiB]
+    /// Use at most this memory for webhooks in flight; more of them wait [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub inflight_limit: Option<String>,
     /// All large webhooks that are on their way to clients at once [default: 32MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub outgoing_limit: Option<String>,
-    /// How long a webhook's body may take to arrive [default: 30s]
+    /// Answer a webhook within this time: wait for memory, read the body, commit [default: 8s]
     #[arg(long, value_name = "DURATION", help_heading = "Limits")]
     pub request_timeout: Option<String>,
     /// Connections that may be open at once [default: 4096]

@@ -30,6 +30,7 @@ use tower::Service;
 use tracing::{debug, info, warn};
 
 use crate::auth::{Peer, PeerCertificate};
+use crate::ingest::MAX_WAITING_PER_CONNECTION;
 use activity::{Activity, Patience, Watched};
 
 /// From the first byte of a connection to the end of its first request's header, and between two requests of one
@@ -45,7 +46,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const HEADER_BYTES: usize = 64 << 10;
 /// What HTTP/2 may buffer on the way in, per stream and per connection, in bytes: anybody may fill it.
 const STREAM_WINDOW: u32 = 128 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
+/// Two streams more than may wait for memory unread: those must not hold up the others.
+const CONNECTION_WINDOW: u32 = (MAX_WAITING_PER_CONNECTION + 2) * STREAM_WINDOW;
 /// What HTTP/2 may buffer on the way out, per stream, in bytes.
 const SEND_BUFFER: usize = 64 << 10;
 /// Calls on one HTTP/2 connection at once.

@@ -19,7 +19,7 @@ use tonic::codegen::BoxStream;
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::auth::{PUBLISH, Publisher};
+use crate::auth::{PUBLISH, Peer, Publisher};
 use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Trust};
 use crate::relay::{Intake, Taken};
 use crate::subscribe::{malformed, status};
@@ -51,9 +51,9 @@ async fn publish(
     request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
     let ingest = &publications.ingest;
-    let (limits, account) = (ingest.limits(), ingest.account());
-    let request = request.map(|body| Counted::new(body, account.clone(), limits.request_timeout));
-    let codec = CarrierCodec::<PublishRequest, PublishResponse>::new(account.clone());
+    let (limits, account) = (ingest.limits(), ingest.account(request.extensions().get::<Peer>()));
+    let request = request.map(|body| Counted::new(body, account.clone()));
+    let codec = CarrierCodec::<PublishRequest, PublishResponse>::new();
     let method = tower::service_fn(move |request: Request<Streaming<PublishRequest>>| {
         let answers = publications.clone().answers(request.into_inner(), publisher, account.clone());
         async move { Ok::<_, Status>(Response::new(answers)) }
@@ -75,7 +75,7 @@ impl Publications {
         let answers = requests.take_until(draining).then(move |request| {
             let (this, account) = (self.clone(), account.clone());
             async move {
-                let answered = this.answer(request?, publisher).await;
+                let answered = this.answer(request?, publisher, account.clone()).await;
                 account.settle();
                 answered
             }
@@ -84,7 +84,13 @@ impl Publications {
     }
 
     /// Takes one event, in a task of its own: a publisher that hangs up must not keep what is being stored from the log.
-    async fn answer(self, request: PublishRequest, publisher: Publisher) -> Result<PublishResponse, Status> {
+    /// The account is held until then.
+    async fn answer(
+        self,
+        request: PublishRequest,
+        publisher: Publisher,
+        account: Account,
+    ) -> Result<PublishResponse, Status> {
         let event = request.event.ok_or_else(|| Status::invalid_argument("event: is missing"))?;
         check_headers(&event.headers).map_err(|error| malformed(&error))?;
         let event = Event::try_from(event).map_err(|error| malformed(&error))?;
@@ -103,7 +109,11 @@ impl Publications {
             }
         };
         let intake = Arc::clone(&self.intake);
-        let taking = self.ingest.spawn(async move { intake.take(event).await });
+        let taking = self.ingest.spawn(async move {
+            let taken = intake.take(event).await;
+            drop(account);
+            taken
+        });
         let taken = taking.await.map_err(|_| Status::internal("the server failed while taking the event"))?;
         Ok(match taken.map_err(|error| status(&error))? {
             Taken::Stored(sequence) => answer(PublishResult::Stored, sequence.get(), String::new()),

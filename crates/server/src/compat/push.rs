@@ -36,12 +36,12 @@ async fn push(
     Extension(publisher): Extension<Publisher>,
     request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
-    let address = request.extensions().get::<Peer>().map(|peer| tracing::field::display(peer.address));
+    let peer = request.extensions().get::<Peer>();
+    let address = peer.map(|peer| tracing::field::display(peer.address));
     let span = tracing::info_span!("push", client.address = address);
-    let limits = ingest.limits();
-    let account = ingest.account();
-    let request = request.map(|body| Counted::new(body, account.clone(), limits.request_timeout));
-    let codec = CarrierCodec::new(account.clone());
+    let (limits, account) = (ingest.limits(), ingest.account(peer));
+    let request = request.map(|body| Counted::new(body, account.clone()));
+    let codec = CarrierCodec::new();
     let method = tower::service_fn(move |request: Request<v1::WebhookEventPushRequest>| {
         let (ingest, account) = (Arc::clone(&ingest), account.clone());
         take(ingest, publisher, request.into_inner(), account).instrument(span.clone())
@@ -51,7 +51,7 @@ async fn push(
 }
 
 /// Takes a webhook, in a task of its own: a server that hangs up must not keep what is being stored from the log. The
-/// account is held until it is stored.
+/// account is held until it is stored or refused.
 async fn take(
     ingest: Arc<Ingest>,
     publisher: Publisher,
@@ -61,8 +61,9 @@ async fn take(
     let taking = Arc::clone(&ingest).spawn(
         async move {
             let mut seen = Seen::default();
-            let received =
-                AssertUnwindSafe(receive(&ingest, publisher, request, &mut seen)).catch_unwind().await;
+            let received = AssertUnwindSafe(receive(&ingest, publisher, request, account, &mut seen))
+                .catch_unwind()
+                .await;
             let received = received.unwrap_or(Err(Refusal::Internal));
             // A wrong signature was shown, and is answered like all that is wrong with a webhook.
             let is_unsigned = matches!(
@@ -70,7 +71,6 @@ async fn take(
                 Err(Refusal::Signature(SignatureError::Header(_) | SignatureError::Malformed { .. }))
             );
             let concluded = ingest.conclude(received, &seen);
-            drop(account);
             match concluded {
                 Err(problem) if is_unsigned && publisher == Publisher::WithoutToken => {
                     Err(unauthenticated(problem))
@@ -87,6 +87,7 @@ async fn receive(
     ingest: &Ingest,
     publisher: Publisher,
     request: v1::WebhookEventPushRequest,
+    account: Account,
     seen: &mut Seen,
 ) -> Result<Appended, Refusal> {
     let event = request.webhook_event.unwrap_or_default();
@@ -96,10 +97,15 @@ async fn receive(
     let repository_id = request.repository_id.trim().parse().ok().map(RepositoryId).filter(|_| is_believed);
     let hearsay = Hearsay { delivery_id: event.event_id.parse().ok(), repository_id };
     let trust = if is_believed { Trust::Caller(hearsay) } else { Trust::Signature(hearsay) };
-    // Copied: a slice of the message would keep all of that alive.
-    let body = Bytes::copy_from_slice(&event.body);
-    drop(event.body);
-    ingest.judge(Unverified { headers, body }, trust, seen).await
+    let body = own_body(event.body);
+    ingest.judge(Unverified { headers, body }, trust, account, seen).await
+}
+
+/// The body, without the rest of its message. A small body is copied, because a slice keeps the whole message in memory. A
+/// large body is most of its message, and a copy would double it.
+fn own_body(body: Bytes) -> Bytes {
+    const LARGE_BYTES: usize = 1 << 20;
+    if body.len() < LARGE_BYTES { Bytes::copy_from_slice(&body) } else { body }
 }
 
 /// What POST /v1/github/ would have answered. Never an error, not even when the store cannot take it: a server of the Go

@@ -1,5 +1,6 @@
 //! Reading a body within bounds: of its own size, of all bodies in flight, and of time.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,91 +9,134 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::IngestLimits;
 use super::account::Account;
+use super::inflight::{InflightBudget, Reservation};
+use super::pace::Pace;
 use super::problem::Refusal;
 
 /// How long the rest of a refused body is read and thrown away. Many senders read the answer only when they have sent
 /// everything: closing at once would reset the connection, and they would never learn why.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first buffer of a body without a Content-Length, in bytes: most webhooks fit.
+const FIRST_BUFFER_BYTES: usize = 32 << 10;
 
 /// Reads bodies.
 #[derive(Debug)]
 pub(crate) struct BodyReader {
     limits: IngestLimits,
-    inflight: Arc<Semaphore>,
+    budget: InflightBudget,
+    /// The turn of one large body to be verified and classified: a form is decoded into a second buffer meanwhile.
+    check: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
-/// A whole body. Its bytes count as in flight as long as this lives.
+/// A whole body, and the memory that it uses.
 #[derive(Debug)]
 pub(super) struct ReadBody {
     pub(super) bytes: Bytes,
-    _inflight: Option<OwnedSemaphorePermit>,
+    pub(super) reservation: Reservation,
 }
 
 impl BodyReader {
     pub(crate) fn new(limits: IngestLimits, tasks: TaskTracker) -> Self {
-        let permits =
-            usize::try_from(limits.inflight_bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { limits, inflight: Arc::new(Semaphore::new(permits)), tasks }
+        let budget = InflightBudget::new(limits.inflight_bytes, limits.body_bytes);
+        Self { limits, budget, check: Arc::new(Semaphore::new(1)), tasks }
     }
 
     pub(super) fn limits(&self) -> IngestLimits {
         self.limits
     }
 
-    /// An account of bytes in flight that do not come as a body of their own, at most `limit` at once.
-    pub(super) fn account(&self, limit: u64) -> Account {
-        Account::new(Arc::clone(&self.inflight), limit)
+    /// An account for the messages of one call, which use the same memory as bodies.
+    pub(super) fn account(&self, connection: Option<SocketAddr>) -> Account {
+        Account::new(self.budget.clone(), self.limits, connection)
     }
 
-    /// Reads the body. What is too large is refused before it is read if it says so, else as soon as it shows.
-    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<ReadBody, Refusal> {
+    /// Waits until no other large body is verified.
+    pub(super) async fn check_turn(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.check).acquire_owned().await
+    }
+
+    /// Reads the body of a request whose head is complete since `started`: waits for memory, then reads. Nothing is read
+    /// before, so that TCP and HTTP/2 slow the sender down meanwhile. A body that is too large is refused unread if the
+    /// request announces its length, else as soon as it exceeds the limit.
+    pub(super) async fn read(
+        &self,
+        headers: &HeaderMap,
+        mut body: Body,
+        connection: Option<SocketAddr>,
+        started: Instant,
+    ) -> Result<ReadBody, Refusal> {
         let limit = self.limits.body_bytes;
-        if announced(headers).is_some_and(|length| length > limit) {
+        let announced = announced(headers);
+        if announced.is_some_and(|length| length > limit) {
             self.refuse(headers, body);
             return Err(Refusal::TooLarge { limit });
         }
-        let timeout = self.limits.request_timeout;
-        let read = tokio::time::timeout(timeout, self.collect(&mut body)).await;
-        let read = read.unwrap_or(Err(Refusal::TooSlow(timeout)));
-        // When its connection is dropped, an HTTP/1.1 body just ends.
-        if let (Ok(read), Some(length)) = (&read, announced(headers))
-            && read.bytes.len() as u64 != length
-        {
-            return Err(Refusal::Incomplete);
-        }
+        let reserve = self.budget.reserve(announced.unwrap_or(limit), connection);
+        let Ok(Ok(reservation)) = timeout(self.limits.time_left(started), reserve).await else {
+            self.refuse(headers, body);
+            return Err(Refusal::Overloaded);
+        };
+        let begun = Instant::now();
+        let collect = self.collect(&mut body, announced, reservation);
+        let read = timeout(self.limits.time_left(started), collect).await;
+        let read = read.unwrap_or_else(|_| {
+            // A request that waited for most of its time is not to blame.
+            let is_slow = begun.duration_since(started) < begun.elapsed();
+            Err(if is_slow { Refusal::TooSlow(self.limits.request_timeout) } else { Refusal::Overloaded })
+        });
         if matches!(read, Err(Refusal::TooLarge { .. } | Refusal::Overloaded)) {
             self.discard(body);
         }
         read
     }
 
-    async fn collect(&self, body: &mut Body) -> Result<ReadBody, Refusal> {
+    /// Collects a body in one buffer that never exceeds its reservation.
+    async fn collect(
+        &self,
+        body: &mut Body,
+        announced: Option<u64>,
+        mut reservation: Reservation,
+    ) -> Result<ReadBody, Refusal> {
         let limit = self.limits.body_bytes;
-        let mut bytes = Vec::new();
-        let mut inflight: Option<OwnedSemaphorePermit> = None;
-        while let Some(frame) = body.frame().await {
-            let Ok(chunk) = frame.map_err(|_| Refusal::Incomplete)?.into_data() else { continue };
-            if (bytes.len() + chunk.len()) as u64 > limit {
-                return Err(Refusal::TooLarge { limit });
+        let most = usize::try_from(announced.unwrap_or(limit)).unwrap_or(usize::MAX);
+        let pace = Pace::new(most as u64, self.limits.request_timeout);
+        let mut bytes = Vec::with_capacity(announced.map_or(0, |_| most));
+        loop {
+            let next = timeout(pace.interval(), body.frame()).await;
+            if pace.is_behind(bytes.len() as u64) && self.budget.is_contended() {
+                return Err(Refusal::Behind);
             }
-            let permit = u32::try_from(chunk.len())
-                .ok()
-                .and_then(|length| Arc::clone(&self.inflight).try_acquire_many_owned(length).ok())
-                .ok_or(Refusal::Overloaded)?;
-            match &mut inflight {
-                Some(all) => all.merge(permit),
-                None => inflight = Some(permit),
+            let frame = match next {
+                Err(_) => continue,
+                Ok(None) => break,
+                Ok(Some(frame)) => frame.map_err(|_| Refusal::Incomplete)?,
+            };
+            let Ok(chunk) = frame.into_data() else { continue };
+            let length = bytes.len() + chunk.len();
+            if length > most {
+                return Err(announced.map_or(Refusal::TooLarge { limit }, |_| Refusal::Incomplete));
+            }
+            if length > bytes.capacity() {
+                let capacity = length.max(2 * bytes.capacity()).max(FIRST_BUFFER_BYTES).min(most);
+                bytes.reserve_exact(capacity - bytes.len());
             }
             bytes.extend_from_slice(&chunk);
         }
+        // When its connection is dropped, an HTTP/1.1 body just ends.
+        if announced.is_some_and(|length| bytes.len() as u64 != length) {
+            return Err(Refusal::Incomplete);
+        }
         // Copied and cut to size: a slice of the connection's buffer would keep all of that alive.
-        Ok(ReadBody { bytes: Bytes::from(bytes.into_boxed_slice()), _inflight: inflight })
+        let bytes = Bytes::from(bytes.into_boxed_slice());
+        reservation.shrink_to(bytes.len() as u64);
+        Ok(ReadBody { bytes, reservation })
     }
 
     /// Deals with a body that is refused unread. A sender that waits for a go-ahead (RFC 9110 §10.1.1) gets none.
@@ -115,7 +159,7 @@ impl BodyReader {
                     }
                 }
             };
-            drop(tokio::time::timeout(DISCARD_TIMEOUT, reading).await);
+            drop(timeout(DISCARD_TIMEOUT, reading).await);
         });
     }
 }

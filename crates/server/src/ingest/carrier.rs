@@ -14,10 +14,8 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
-use super::Account;
-
 /// What stands before a message in its stream: a flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
-pub(super) const PREFIX_BYTES: u8 = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// A repeated field, by the numbers of the fields on the way to it.
 pub(crate) struct Repeated {
@@ -45,24 +43,17 @@ impl Carrier for v1::PublishRequest {
     ];
 }
 
-/// Prost's codec for a carrier `T`, with the count before it, and an account of what was decoded.
-pub(crate) struct CarrierCodec<T, U> {
-    account: Account,
-    messages: PhantomData<(T, U)>,
-}
+/// Prost's codec for a carrier `T`, with the count before it.
+pub(crate) struct CarrierCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> CarrierCodec<T, U> {
-    /// What it decodes stands on this account.
-    pub(crate) fn new(account: Account) -> Self {
-        Self { account, messages: PhantomData }
+    pub(crate) fn new() -> Self {
+        Self(PhantomData)
     }
 }
 
 /// The half of a [`CarrierCodec`] that decodes.
-pub(crate) struct CarrierDecoder<T> {
-    account: Account,
-    messages: PhantomData<T>,
-}
+pub(crate) struct CarrierDecoder<T>(PhantomData<T>);
 
 impl<T: Carrier, U: Message + Send + 'static> Codec for CarrierCodec<T, U> {
     type Encode = U;
@@ -75,7 +66,7 @@ impl<T: Carrier, U: Message + Send + 'static> Codec for CarrierCodec<T, U> {
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        CarrierDecoder { account: self.account.clone(), messages: PhantomData }
+        CarrierDecoder(PhantomData)
     }
 }
 
@@ -85,7 +76,6 @@ impl<T: Carrier> Decoder for CarrierDecoder<T> {
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
         let malformed = || Status::invalid_argument("the message is not what its method takes");
-        self.account.decoded(message.remaining() + usize::from(PREFIX_BYTES));
         for Repeated { path, most, what } in T::REPEATED {
             if count(message.chunk(), path).ok_or_else(malformed)? > *most {
                 return Err(Status::invalid_argument(format!("more than {most} {what}")));

@@ -3,8 +3,10 @@
 mod account;
 mod body;
 mod carrier;
+mod inflight;
 mod jenkins;
 mod listing;
+mod pace;
 mod problem;
 mod receive;
 
@@ -22,10 +24,11 @@ use gitstafette_core::verify::GitHubSignature;
 use http::{StatusCode, header};
 use serde::Serialize;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{ClientAuth, unknown_method};
+use crate::auth::{ClientAuth, Peer, unknown_method};
 use crate::metrics::Metrics;
 use crate::relay::{Connected, Relays};
 use crate::watchlist::LiveWatchlist;
@@ -33,6 +36,7 @@ use crate::watchlist::LiveWatchlist;
 pub(crate) use account::{Account, Counted};
 pub(crate) use body::BodyReader;
 pub(crate) use carrier::CarrierCodec;
+pub(crate) use inflight::MAX_WAITING_PER_CONNECTION;
 pub(crate) use problem::{Problem, Refusal};
 pub(crate) use receive::{Seen, Trust, status};
 
@@ -43,7 +47,7 @@ pub struct IngestLimits {
     pub body_bytes: u64,
     /// The bytes of all bodies that are being received or stored at once.
     pub inflight_bytes: u64,
-    /// How long a body may take to arrive.
+    /// How long a request may take from the end of its head: waiting for memory, the body, and the commit.
     pub request_timeout: Duration,
 }
 
@@ -54,9 +58,14 @@ const ENVELOPE_BYTES: u64 = 1 << 20;
 impl IngestLimits {
     /// The largest message that carries a webhook, in bytes: never more than may be in flight, or it would be tried for ever.
     pub(crate) fn message_bytes(&self) -> u64 {
-        self.body_bytes
-            .saturating_add(ENVELOPE_BYTES)
-            .min(self.inflight_bytes.saturating_sub(carrier::PREFIX_BYTES.into()))
+        let small_share = inflight::small_share(self.inflight_bytes, self.body_bytes);
+        let most = self.inflight_bytes.saturating_sub(small_share + carrier::PREFIX_BYTES as u64);
+        self.body_bytes.saturating_add(ENVELOPE_BYTES).min(most)
+    }
+
+    /// What is left of the time of a request whose head is complete since `started`.
+    fn time_left(&self, started: Instant) -> Duration {
+        self.request_timeout.saturating_sub(started.elapsed())
     }
 }
 
@@ -81,10 +90,9 @@ impl Ingest {
         self.bodies.limits()
     }
 
-    /// An account for messages that carry webhooks: what they take is bounded together with all bodies in flight, and
-    /// for themselves by two of the largest, one that is dealt with and one that is coming.
-    pub(crate) fn account(&self) -> Account {
-        self.bodies.account(self.bodies.limits().message_bytes().saturating_mul(2))
+    /// An account for the messages of one call of this peer, which use the same memory as all bodies in flight.
+    pub(crate) fn account(&self, peer: Option<&Peer>) -> Account {
+        self.bodies.account(peer.map(|peer| peer.address))
     }
 
     /// Whether webhooks are verified.

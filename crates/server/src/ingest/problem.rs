@@ -33,8 +33,12 @@ pub(crate) enum Refusal {
     TooSlow(Duration),
     #[error("the body ended before its announced length, or the connection broke")]
     Incomplete,
+    #[error("the body arrives too slowly while other webhooks wait for memory; try again")]
+    Behind,
     #[error("too many bytes of webhooks are being received at once; try again")]
     Overloaded,
+    #[error("the store did not commit the webhook within {} s; it may still do so", .0.as_secs())]
+    Uncommitted(Duration),
     #[error("{0} is not on the watchlist; add it with --repositories or `gitstafette-client watchlist add`")]
     NotWatched(String),
     #[error("the payload names neither a repository nor an owner; only --repositories '*' takes such events")]
@@ -92,9 +96,11 @@ impl From<Refusal> for Problem {
             Refusal::Classify(ClassifyError::ContentType) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Refusal::Classify(_) | Refusal::NoHeader(_) | Refusal::Incomplete => StatusCode::BAD_REQUEST,
             Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Refusal::TooSlow(_) => StatusCode::REQUEST_TIMEOUT,
+            Refusal::TooSlow(_) | Refusal::Behind => StatusCode::REQUEST_TIMEOUT,
             Refusal::NotWatched(_) | Refusal::OfNobody => StatusCode::NOT_ACCEPTABLE,
-            Refusal::Overloaded => return Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).again(SOON),
+            Refusal::Overloaded | Refusal::Uncommitted(_) => {
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).again(SOON);
+            }
             Refusal::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { scheme, ..Self::new(status, detail) }

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,10 +17,12 @@ use gitstafette_core::store::Appended;
 use gitstafette_core::verify::{GitHubSignature, INLINE_BYTES, Unverified};
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
+use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use super::problem::{Problem, Refusal};
 use super::{Ingest, jenkins};
+use crate::auth::Peer;
 
 /// What is known of a webhook while it is being received, for the log.
 #[derive(Debug)]
@@ -104,8 +106,10 @@ impl Ingest {
             self.bodies.refuse(&parts.headers, body);
             return Err(refusal);
         }
-        let body = self.bodies.read(&parts.headers, body).await?;
-        self.judge(Unverified { headers, body: body.bytes.clone() }, Trust::Sender, seen).await
+        let connection = parts.extensions.get::<Peer>().map(|peer| peer.address);
+        let body = self.bodies.read(&parts.headers, body, connection, seen.started).await?;
+        let request = Unverified { headers, body: body.bytes };
+        self.judge(request, Trust::Sender, body.reservation, seen).await
     }
 
     /// What can be said before the body has come.
@@ -118,11 +122,13 @@ impl Ingest {
     }
 
     /// Judges one webhook, whichever way it came, and stores it: signature, what it is, watchlist, store. In this order:
-    /// nothing is read from a body before its signature holds, and what is refused leaves no trace in the store.
+    /// nothing is read from a body before its signature holds, and what is refused leaves no trace in the store. `memory`
+    /// is what the webhook uses; it is dropped when the store needs it no longer.
     pub(crate) async fn judge(
         &self,
         request: Unverified,
         trust: Trust,
+        memory: impl Send + 'static,
         seen: &mut Seen,
     ) -> Result<Appended, Refusal> {
         seen.bytes = request.body.len();
@@ -145,7 +151,39 @@ impl Ingest {
                 Refusal::NotWatched(facts.repository_label().into_owned())
             });
         }
-        Ok(self.store.append(webhook).await?)
+        self.append(webhook, memory, seen.started).await
+    }
+
+    /// Stores a webhook within the time of its request. If that is over, the store goes on, and so does its memory.
+    async fn append(
+        &self,
+        webhook: Webhook,
+        memory: impl Send + 'static,
+        started: Instant,
+    ) -> Result<Appended, Refusal> {
+        let delivery_id = webhook.facts.delivery_id.clone();
+        let store = Arc::clone(&self.store);
+        let mut appending = Box::pin(async move {
+            let appended = store.append(webhook).await;
+            drop(memory);
+            appended
+        });
+        let limits = self.limits();
+        if let Ok(appended) = timeout(limits.time_left(started), appending.as_mut()).await {
+            return Ok(appended?);
+        }
+        self.tasks.spawn(async move {
+            match appending.await {
+                Ok(appended) => info!(
+                    event.sequence = appended.sequence().get(),
+                    delivery.id = %delivery_id,
+                    duration_ms = millis(started),
+                    "webhook stored after its sender got 503"
+                ),
+                Err(error) => warn!(delivery.id = %delivery_id, %error, "webhook not stored"),
+            }
+        });
+        Err(Refusal::Uncommitted(limits.request_timeout))
     }
 
     /// Verifies a webhook, unless the caller is trusted, and reads what it is.
@@ -158,8 +196,12 @@ impl Ingest {
         if request.body.len() <= INLINE_BYTES {
             return verify_and_classify(request, self.signature.as_ref(), &trust, received_at);
         }
+        let turn = self.bodies.check_turn().await.map_err(|_| Refusal::Internal)?;
         let signature = self.signature.clone();
-        let reading = move || verify_and_classify(request, signature.as_ref(), &trust, received_at);
+        let reading = move || {
+            let _turn = turn;
+            verify_and_classify(request, signature.as_ref(), &trust, received_at)
+        };
         tokio::task::spawn_blocking(reading).await.map_err(|_| Refusal::Internal)?
     }
 }

@@ -11,7 +11,7 @@ use gitstafette_core::testing::{self, Format, Hook};
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
 use gitstafette_server::config::Config;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
@@ -381,35 +381,29 @@ async fn who_may_push() {
 
 #[tokio::test]
 async fn pushes_count_as_bytes_in_flight() {
-    let server = TestServer::start("inflight-limit = \"1MiB\"\nbody-limit = \"1MiB\"").await;
+    let server =
+        TestServer::start("inflight-limit = \"1MiB\"\nbody-limit = \"1MiB\"\nrequest-timeout = \"1m\"").await;
     let large = || signed(&testing::large_push((1 << 20) - 4000));
     let status = push(&server, signed(&testing::large_push(PUSH_BYTES)), None).await.unwrap_err();
     assert!(
         matches!(status.code(), Code::OutOfRange | Code::Unavailable | Code::ResourceExhausted),
         "{status}"
     );
-    // A body by HTTP that stands still takes the room of all.
+    // A body by HTTP takes the memory of all, so a push waits.
     let mut standing = TcpStream::connect(server.addresses.http).await.unwrap();
     let head = format!(
         "POST /v1/github/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-GitHub-Event: push\r\n\
-         X-GitHub-Delivery: x\r\nX-Hub-Signature-256: sha256={}\r\nContent-Length: 1000000\r\n\r\n",
+         X-GitHub-Delivery: x\r\nX-Hub-Signature-256: sha256={}\r\nContent-Length: 1000000\r\n\
+         Expect: 100-continue\r\n\r\n",
         "0".repeat(64)
     );
     standing.write_all(head.as_bytes()).await.unwrap();
-    standing.write_all(&[b' '; 500_000]).await.unwrap();
-    let no_room = async {
-        loop {
-            match push(&server, large(), None).await {
-                Ok(_) => {}
-                Err(status) => return status,
-            }
-        }
-    };
-    let status = soon(no_room).await;
-    assert_eq!(status.code(), Code::Unavailable, "{status}");
-    assert!(status.message().contains("try again"), "{status}");
+    soon(standing.read_exact(&mut [0; 12])).await.unwrap();
+    let mut waiting = Box::pin(push(&server, large(), None));
+    let waits = tokio::time::timeout(Duration::from_millis(200), waiting.as_mut()); // nothing tells that it waits
+    assert!(waits.await.is_err());
     drop(standing);
-    soon(async { while push(&server, large(), None).await.is_err() {} }).await;
+    assert!(waiting.await.unwrap().accepted);
     for _ in 0..3 {
         let answer = push(&server, large(), None).await.unwrap();
         assert!(answer.accepted, "what is dealt with is given back: {answer:?}");

@@ -188,13 +188,13 @@ async fn large_bodies_are_refused_and_the_sender_hears_why() {
 }
 
 /// The head of a request by hand, without a content length.
-fn head(request: &Request, more: &str) -> String {
+pub fn head(request: &Request, more: &str) -> String {
     let fields: String = request.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("POST /v1/github/ HTTP/1.1\r\nHost: x\r\n{fields}{more}\r\n")
 }
 
 /// The start of what comes back; empty if the server closed without a word.
-async fn answer_of(stream: &mut TcpStream) -> String {
+pub async fn answer_of(stream: &mut TcpStream) -> String {
     let mut answer = vec![0; 4096];
     let read = soon(stream.read(&mut answer)).await.unwrap_or(0);
     String::from_utf8_lossy(&answer[..read]).into_owned()
@@ -271,30 +271,6 @@ async fn a_header_that_is_not_utf8() {
         "{answer}"
     );
     assert_eq!(server.events().await, 0);
-}
-
-#[tokio::test]
-async fn too_much_in_flight_is_refused_with_a_time_to_come_again() {
-    let server = TestServer::start("body-limit = \"64KiB\"\ninflight-limit = \"64KiB\"").await;
-    let request = hook(Format::Json).request("push", "delivery-1", &" ".repeat(60 << 10));
-    let mut holding = TcpStream::connect(server.addresses.http).await.unwrap();
-    let head = head(&request, &format!("Content-Length: {}\r\n", request.body.len()));
-    holding.write_all(head.as_bytes()).await.unwrap();
-    holding.write_all(&request.body[..50 << 10]).await.unwrap();
-    let sender = Sender::new(&server);
-    let refused = async {
-        loop {
-            // Until the server has read what is held, there is room.
-            let other = hook(Format::Json).request("push", "delivery-2", &" ".repeat(60 << 10));
-            let answer = sender.request(&other).await.unwrap();
-            if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
-                return answer;
-            }
-        }
-    };
-    let answer = soon(refused).await;
-    assert_eq!(answer.headers()["retry-after"], "2");
-    drop(holding);
 }
 
 #[tokio::test]

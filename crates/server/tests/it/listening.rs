@@ -33,9 +33,9 @@ use crate::support::{Sender, TestServer, hook, http_client, payload, settings, s
 pub struct Gated {
     inner: MemoryStore,
     /// Rung when an append waits.
-    arrived: Notify,
+    pub arrived: Notify,
     /// One permit lets one append pass.
-    gate: Semaphore,
+    pub gate: Semaphore,
     is_broken: bool,
 }
 

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod admin;
+mod admission;
 mod chain;
 mod client_ids;
 mod commands;
