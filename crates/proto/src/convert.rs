@@ -22,8 +22,8 @@ pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, f
 pub use relay::{RelayDirection, RelayState};
 
 pub use operator::{
-    Attached, MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, SubscriptionState, WatchlistEntry,
-    WatchlistOrigin,
+    Attached, MAX_LISTED, MAX_REDELIVERED, MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState,
+    WatchlistEntry, WatchlistOrigin,
 };
 
 /// The longest detail of an outcome, in bytes.

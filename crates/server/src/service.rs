@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use futures_util::stream;
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_server::Gitstafette;
 use tonic::codegen::BoxStream;
@@ -58,9 +57,7 @@ impl Gitstafette for Service {
         &self,
         request: Request<v1::WebhookEventStatusesRequest>,
     ) -> Result<Response<BoxStream<v1::WebhookEventStatusResponse>>, Status> {
-        let request = request.into_inner();
-        let statuses = self.compat.statuses(request).await?;
-        Ok(Response::new(Box::pin(stream::iter(statuses.into_iter().map(Ok)))))
+        self.compat.statuses(request.into_inner()).await.map(Response::new)
     }
 
     async fn subscribe(
@@ -140,5 +137,12 @@ impl Gitstafette for Service {
         request: Request<v1::RemoveSubscriptionRequest>,
     ) -> Result<Response<v1::RemoveSubscriptionResponse>, Status> {
         self.admin.remove_subscription_by(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_event_body(
+        &self,
+        request: Request<v1::ShowEventBodyRequest>,
+    ) -> Result<Response<BoxStream<v1::ShowEventBodyResponse>>, Status> {
+        self.admin.show_event_body(request.into_inner()).await.map(Response::new)
     }
 }

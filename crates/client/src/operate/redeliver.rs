@@ -11,9 +11,9 @@ use super::table::{Column, Table};
 use super::{Console, OperateError, answered};
 use crate::connect::{Connection, ServerAddress};
 
-/// How many events one call delivers again. Each is a commit of its own in the server: a call is to end in good time on
-/// slow disks, too, and what it did is only known by its answer.
-const BATCH: usize = 100;
+/// How many events one call delivers again: as many as the server commits at once. A call must end in good time on slow
+/// disks, too, and what it did is only known by its answer.
+const BATCH: usize = 256;
 
 /// One event that is delivered again.
 #[derive(Debug, Serialize)]

@@ -7,8 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use gitstafette_core::event::Event;
 use gitstafette_core::store::{Entry, Report};
 use gitstafette_core::text::is_steering;
-use gitstafette_proto::v1::{self, ShowEventRequest};
+use gitstafette_proto::convert::MAX_SHOWN_BODY;
+use gitstafette_proto::v1::{self, ShowEventBodyRequest, ShowEventBodyResponse, ShowEventRequest};
 use serde::Serialize;
+use tonic::Streaming;
 
 use super::commands::Show;
 use super::table::{Column, Table};
@@ -38,31 +40,66 @@ pub(super) async fn show(
     console: &mut Console,
 ) -> Result<(), OperateError> {
     let mut calls = server.connect().await?.calls;
+    if asked.body {
+        let request = ShowEventBodyRequest { sequence: asked.sequence };
+        let parts = answered_within(TRANSFER, calls.show_event_body(request)).await?;
+        return write_body(parts, console).await;
+    }
     let request = ShowEventRequest { sequence: asked.sequence };
-    let v1::ShowEventResponse { event, reports } =
+    let v1::ShowEventResponse { event, reports, body_bytes } =
         answered_within(TRANSFER, calls.show_event(request)).await?;
     let event = Event::try_from(event.unwrap_or_default())?;
     let reports: Vec<Report> = reports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-    if asked.body {
-        write_body(&event.webhook.body, console)
-    } else if asked.json {
-        Ok(console.json(&ShownEvent::new(&event, reports))?)
+    if asked.json {
+        Ok(console.json(&ShownEvent::new(&event, body_bytes, reports))?)
     } else {
-        print(&event, &reports, console)
+        print(&event, body_bytes, &reports, console)
     }
 }
 
-fn write_body(body: &[u8], console: &mut Console) -> Result<(), OperateError> {
+/// Writes the body as its parts come. A terminal gets it only as a whole, if it is safe.
+async fn write_body(
+    mut parts: Streaming<ShowEventBodyResponse>,
+    console: &mut Console,
+) -> Result<(), OperateError> {
+    let mut shown = Vec::new();
+    loop {
+        let part = tokio::time::timeout(TRANSFER, parts.message()).await;
+        let part = part.map_err(|_| OperateError::Failed("the server sent no more of the body".into()))??;
+        let Some(ShowEventBodyResponse { part }) = part else { break };
+        if !console.is_terminal {
+            console.output.write_all(&part)?;
+            continue;
+        }
+        shown.extend_from_slice(&part);
+        if shown.len() > MAX_SHOWN_BODY {
+            let reason = "the body is larger than 1 MiB; pipe it, or redirect it to a file";
+            return Err(OperateError::Failed(reason.into()));
+        }
+    }
     let steers = |text: &str| text.chars().any(|char| is_steering(char) && !LAYOUT.contains(&char));
-    if console.is_terminal && std::str::from_utf8(body).map_or(true, steers) {
+    if std::str::from_utf8(&shown).map_or(true, steers) {
         let reason = "the body has characters that would steer the terminal; pipe it, or leave --body out";
         return Err(OperateError::Failed(reason.into()));
     }
-    Ok(console.output.write_all(body)?)
+    Ok(console.output.write_all(&shown)?)
 }
 
-fn print(event: &Event, reports: &[Report], console: &mut Console) -> Result<(), OperateError> {
+fn print(
+    event: &Event,
+    body_bytes: u64,
+    reports: &[Report],
+    console: &mut Console,
+) -> Result<(), OperateError> {
     writeln!(console.output, "{}{}", render(event), origin(event))?;
+    if body_bytes > event.webhook.body.len() as u64 {
+        let sequence = event.sequence;
+        writeln!(
+            console.output,
+            "\nthe body is not shown: it has {body_bytes} bytes; to get it, run\n\n    \
+             gitstafette-client events show {sequence} --body > event-{sequence}"
+        )?;
+    }
     if reports.is_empty() {
         writeln!(console.output, "\npending: no client has reported an outcome")?;
         return Ok(());
@@ -118,19 +155,25 @@ pub struct ShownEvent {
     body: Option<String>,
     /// The body in base64 (RFC 4648 §4), if it is not.
     body_base64: Option<String>,
+    /// Bytes of the body. It is left out if it is larger than [`MAX_SHOWN_BODY`].
+    body_bytes: u64,
 }
 
 impl ShownEvent {
-    /// An event, and what was reported of it.
-    pub fn new(event: &Event, reports: Vec<Report>) -> Self {
+    /// An event whose body has so many bytes, and what was reported of it. The event may come without its body.
+    pub fn new(event: &Event, body_bytes: u64, reports: Vec<Report>) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (headers, body) = (&event.webhook.headers, &event.webhook.body);
-        let readable = std::str::from_utf8(body).ok().map(str::to_owned);
+        let is_shown = body.len() as u64 == body_bytes && body.len() <= MAX_SHOWN_BODY;
+        let readable = std::str::from_utf8(body).ok().filter(|_| is_shown).map(str::to_owned);
+        let mut entry = Entry::new(event, reports);
+        entry.size += body_bytes.saturating_sub(body.len() as u64);
         Self {
-            entry: Entry::new(event, reports),
+            entry,
             headers: headers.iter().map(|(name, value)| (name.to_owned(), text(value))).collect(),
-            body_base64: readable.is_none().then(|| STANDARD.encode(body)),
+            body_base64: (is_shown && readable.is_none()).then(|| STANDARD.encode(body)),
             body: readable,
+            body_bytes,
         }
     }
 }

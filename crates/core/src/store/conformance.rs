@@ -20,6 +20,9 @@ mod reading;
 mod redelivering;
 mod relaying;
 
+#[cfg(test)]
+pub(super) use redelivering::redeliver_together;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +59,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     reading::selects_and_says_how_far_it_read(&open(options).await).await;
     reading::passes_over_what_is_not_selected(Arc::new(open(options).await)).await;
     reading::starts_before_a_time(&open(options).await).await;
+    reading::finds_a_time_in_a_long_log(Arc::new(open(options).await)).await;
 
     progressing::a_new_client_has_none(&open(options).await).await;
     progressing::acknowledging_moves_forwards_only(&open(options).await).await;
@@ -72,6 +76,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     clients::keeps_cursors_of_unregistered_clients(&open(options).await).await;
 
     redelivering::appends_a_copy_for_those_addressed(&open(options).await).await;
+    redelivering::keeps_the_order_of_the_calls(Arc::new(open(options).await)).await;
     redelivering::does_not_find_what_is_not_there(&open(options).await).await;
     redelivering::marks_the_dead_letters_of_the_address(&open(options).await).await;
     redelivering::leaves_the_sender_s_next_alone(&open(options).await).await;

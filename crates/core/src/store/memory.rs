@@ -1,7 +1,7 @@
 //! The store without a disk, for tests, embedding and platforms that keep nothing.
 //!
 //! It is a log without bounds of its own ([`Tail`]) under one lock, with maps beside it. No call waits: every
-//! operation is a few map accesses, and a read is bounded. Retention happens at each call, before it looks: nothing
+//! operation is a few map accesses, and no call holds the lock while it looks at more than [`SCAN_LIMIT`] events. Retention happens at each call, before it looks: nothing
 //! needs a thread or a timer, and between calls count and bytes are within their bounds all the same, because only
 //! an append could break them. Age is measured with the monotonic clock.
 
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::listing::Sieve;
-use super::tail::{Bounds, Look, Tail};
+use super::tail::{Bounds, Look, SCAN_LIMIT, Tail};
 use super::{
     Acknowledgement, Appended, Entry, EventStore, Listed, Listing, Options, Order, Owner, Page, ReadLimit,
     Redelivery, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange, beyond,
@@ -45,6 +45,8 @@ struct State {
     /// The event of each origin and identity.
     origins: HashMap<(Origin, Identity), Sequence>,
     reports: BTreeMap<Sequence, BTreeMap<(ClientId, String), Report>>,
+    /// How many events each repository with a number has.
+    counts: BTreeMap<RepositoryId, u64>,
     clients: BTreeMap<ClientId, Progress>,
     registered: BTreeMap<ClientId, Registered>,
     watchlist: HashMap<RepositoryPattern, WatchlistChange>,
@@ -52,6 +54,16 @@ struct State {
     removed: u64,
     /// `None` once closed: whoever waits on the head wakes.
     head: Option<watch::Sender<Sequence>>,
+}
+
+/// What one part of the log has of what is looked for.
+enum Found {
+    /// The event.
+    Event(Sequence),
+    /// Nothing so far; the next part begins here.
+    More(Sequence),
+    /// Nothing in the whole log, which ends here.
+    Nothing(Sequence),
 }
 
 /// A client id that was registered.
@@ -78,6 +90,7 @@ impl MemoryStore {
             newest: HashMap::new(),
             origins: HashMap::new(),
             reports: BTreeMap::new(),
+            counts: BTreeMap::new(),
             clients: BTreeMap::new(),
             registered: BTreeMap::new(),
             watchlist: HashMap::new(),
@@ -127,6 +140,14 @@ impl State {
             self.origins.remove(&(origin, identity));
         }
         self.reports.remove(&event.sequence);
+        if let Some(id) = event.webhook.facts.repository_id
+            && let Some(count) = self.counts.get_mut(&id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&id);
+            }
+        }
         for progress in self.clients.values_mut() {
             // The oldest goes first: all before it is gone already.
             progress.ahead.remove_through(event.sequence);
@@ -160,6 +181,9 @@ impl State {
     fn push(&mut self, webhook: Webhook, redelivery: bool, address: Address) -> Sequence {
         let sequence = self.log.head().next();
         self.accepted.push_back(Instant::now());
+        if let Some(id) = webhook.facts.repository_id {
+            *self.counts.entry(id).or_default() += 1;
+        }
         self.log.push(Arc::new(Event { sequence, redelivery, address, webhook }));
         sequence
     }
@@ -196,6 +220,20 @@ impl State {
 
     fn reports(&self, sequence: Sequence) -> Vec<Report> {
         self.reports.get(&sequence).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Looks for the first event from `from` on that was received at `time` or later, in a bounded part of the log.
+    fn look_for(&self, time: Timestamp, from: Sequence) -> Found {
+        let mut events = self.log.range(from, Sequence::MAX);
+        for event in events.by_ref().take(SCAN_LIMIT) {
+            if event.webhook.facts.received_at >= time {
+                return Found::Event(event.sequence);
+            }
+        }
+        match events.next() {
+            Some(event) => Found::More(event.sequence),
+            None => Found::Nothing(self.log.head()),
+        }
     }
 
     fn register(&mut self, client: &ClientId, owner: &Owner) -> Registration {
@@ -283,9 +321,16 @@ impl EventStore for MemoryStore {
     }
 
     async fn before(&self, time: Timestamp) -> Result<Sequence, StoreError> {
-        let state = self.state()?;
-        let first = state.log.iter().find(|event| event.webhook.facts.received_at >= time);
-        Ok(first.map_or(state.log.head(), |event| event.sequence.previous()))
+        let mut from = Sequence::ZERO;
+        // The lock is released between two parts of the log.
+        loop {
+            match self.state()?.look_for(time, from) {
+                Found::Event(sequence) => return Ok(sequence.previous()),
+                Found::Nothing(head) => return Ok(head),
+                Found::More(next) => from = next,
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn progress(&self, client: &ClientId) -> Result<Option<Progress>, StoreError> {
@@ -313,7 +358,11 @@ impl EventStore for MemoryStore {
     }
 
     async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
-        Ok(self.state()?.list(listing))
+        let mut listing = listing.clone();
+        if let Some(since) = listing.received_since {
+            listing.first = listing.first.max(self.before(since).await?.next());
+        }
+        Ok(self.state()?.list(&listing))
     }
 
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
@@ -325,13 +374,9 @@ impl EventStore for MemoryStore {
         Ok(redelivered)
     }
 
-    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
+    async fn counts(&self, from: RepositoryId, limit: usize) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
         let state = self.state()?;
-        let mut counts = BTreeMap::new();
-        for id in state.log.iter().filter_map(|event| event.webhook.facts.repository_id) {
-            *counts.entry(id).or_default() += 1;
-        }
-        Ok(counts.into_iter().collect())
+        Ok(state.counts.range(from..).take(limit).map(|(id, count)| (*id, *count)).collect())
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {

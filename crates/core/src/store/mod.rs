@@ -148,17 +148,17 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
 
     /// Appends a stored event anew, as a redelivery for those it is now addressed to; `None` if it is not in the
     /// store. The dead letters that it is a second try of are marked with the new sequence: all of the event's at that
-    /// address.
+    /// address. If one task makes several calls at the same time, their order is that of their first polls.
     ///
     /// # Errors
     /// As [`append`](Self::append).
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError>;
 
-    /// How many events of each repository with a number are in the store, by number.
+    /// How many events of each repository with a number are in the store, by number: one page that begins with `from`.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError>;
+    async fn counts(&self, from: RepositoryId, limit: usize) -> Result<Vec<(RepositoryId, u64)>, StoreError>;
 
     /// Every client id with a cursor, and the cursor, by client id.
     ///
@@ -213,7 +213,7 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// Which store this is. It stays as long as its events do.
     fn id(&self) -> StoreId;
 
-    /// What the store holds now.
+    /// What the store holds now. It answers from memory, however slow the disk is.
     ///
     /// # Errors
     /// As [`read`](Self::read).

@@ -14,6 +14,7 @@ use super::{
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::hop::{Hop, Hops};
+use crate::repository::RepositoryId;
 use crate::subscription::Progress;
 use crate::target::{Outcome, OutcomeResult};
 use crate::testing;
@@ -349,7 +350,7 @@ impl Model {
         for id in self.events.iter().filter_map(|event| event.webhook.facts.repository_id) {
             *counts.entry(id).or_insert(0) += 1;
         }
-        prop_assert_eq!(store.counts().await.unwrap(), Vec::from_iter(counts));
+        prop_assert_eq!(store.counts(RepositoryId(0), 100).await.unwrap(), Vec::from_iter(counts));
         let statistics = store.statistics().await.unwrap();
         prop_assert_eq!(statistics.events, self.events.len() as u64);
         prop_assert_eq!(statistics.bytes, self.events.iter().map(|event| event.webhook.size()).sum::<u64>());

@@ -113,11 +113,6 @@ impl Tail {
         self.events.front()
     }
 
-    /// The events held, oldest first.
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Event>> {
-        self.events.iter()
-    }
-
     /// The events held from `first` to `last`, both included.
     pub(super) fn range(
         &self,

@@ -18,6 +18,9 @@ const LISTED: u32 = 100;
 /// The most events that one call delivers again.
 pub const MAX_REDELIVERED: u32 = 10_000;
 
+/// The largest body that is shown with its event. A larger one is fetched alone, part by part.
+pub const MAX_SHOWN_BODY: usize = 1 << 20;
+
 impl From<&Listing> for v1::EventSelection {
     fn from(listing: &Listing) -> Self {
         let fate = listing.fate.as_ref();

@@ -26,8 +26,9 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Admin, Redeliveries, RemoveError, Shown, missing};
+use super::{Admin, Form, Redeliveries, RemoveError, Shown, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
 use crate::watchlist::ChangeError;
@@ -51,6 +52,7 @@ pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth) -> Router {
         .route("/v1/events/follow", get(follow))
         .route("/v1/events/redeliver", post(redeliver))
         .route("/v1/events/{sequence}", get(show))
+        .route("/v1/events/{sequence}/body", get(show_body))
         .route("/v1/dead-letters", get(dead_letters))
         .route("/v1/subscriptions", get(subscriptions))
         .route("/v1/subscriptions/{*client}", delete(remove_subscription))
@@ -226,17 +228,36 @@ async fn show(
     Checked(Path(sequence)): Checked<Path<u64>>,
 ) -> Result<Response, Problem> {
     let sequence = Sequence::new(sequence);
-    let shown = operators.admin.show(sequence).await?;
+    let shown = operators.admin.show(sequence, Form::Embedded).await?;
     let Shown { event, reports, share } =
         shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
-    let response = Json(ShownEvent::new(&event, reports)).into_response();
-    // However slowly it is read, it is on its way until its body is dropped.
-    Ok(response.map(|body| {
+    let body_bytes = event.webhook.body.len() as u64;
+    let response = Json(ShownEvent::new(&event, body_bytes, reports)).into_response();
+    Ok(holding(share, response))
+}
+
+/// The body as it was sent. It is not shown as what it says that it is: a browser must not run it.
+async fn show_body(
+    State(operators): State<Operators>,
+    Checked(Path(sequence)): Checked<Path<u64>>,
+) -> Result<Response, Problem> {
+    let sequence = Sequence::new(sequence);
+    let shown = operators.admin.show(sequence, Form::Alone).await?;
+    let Shown { event, share, .. } =
+        shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
+    let headers =
+        [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    Ok(holding(share, (headers, event.webhook.body.clone()).into_response()))
+}
+
+/// A response that holds its share of what is shown. However slowly it is read, it is on its way until its body is dropped.
+fn holding(share: OwnedSemaphorePermit, response: Response) -> Response {
+    response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &share;
             frame
         }))
-    }))
+    })
 }
 
 /// Server-sent events (WHATWG HTML, "Server-sent events"): one a webhook, its data an entry. A browser that comes again

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
+use futures_util::future::join_all;
 use gitstafette_core::event::{Address, ClientId, Event, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
@@ -16,7 +17,7 @@ use gitstafette_core::store::{
     Entry, EventStore, Fate, Listed, Listing, Order, ReadLimit, Report, Statistics, StoreError,
     WatchlistChange,
 };
-use gitstafette_proto::convert::{RedeliveryRequest, SubscriptionState, WatchlistEntry};
+use gitstafette_proto::convert::{MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState, WatchlistEntry};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,11 @@ pub(crate) use http::router;
 
 /// The bytes of all events that are shown at once; a larger one is shown alone.
 pub(crate) const SHOWN_BYTES: u32 = 8 << 20;
+/// How many times the bytes of a body are in memory where it is embedded: as it is, as text, and as JSON, in which a
+/// character may take six bytes.
+const EMBEDDED_COST: u64 = 8;
+/// How many redeliveries wait for one commit together: as many as the store writes at once.
+const REDELIVERED_AT_ONCE: usize = 256;
 /// How often the store is asked again for one page of a listing. Each time it looks at some thousand events; what finds
 /// little goes on with the caller's next page.
 const LOOKS: usize = 64;
@@ -77,6 +83,15 @@ pub(crate) struct Redeliveries {
     last: Sequence,
 }
 
+/// In which form an event is shown.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// With its body inside the message, if it is no larger than [`MAX_SHOWN_BODY`].
+    Embedded,
+    /// The body alone, as it is.
+    Alone,
+}
+
 /// One event that is shown.
 struct Shown {
     event: Arc<Event>,
@@ -108,10 +123,14 @@ impl Admin {
 
     /// One event, and what was reported of it; `None` if it is not stored. It holds its share of what all that are shown
     /// at once may take: over HTTP for as long as it is on its way, over gRPC until it is handed to the connection.
-    async fn show(&self, sequence: Sequence) -> Result<Option<Shown>, StoreError> {
+    async fn show(&self, sequence: Sequence, form: Form) -> Result<Option<Shown>, StoreError> {
         let listing = Listing { first: sequence, last: sequence, limit: 1, ..Listing::default() };
         let Some(entry) = self.store.list(&listing).await?.entries.pop() else { return Ok(None) };
-        let share = u32::try_from(entry.size).unwrap_or(u32::MAX).min(SHOWN_BYTES);
+        let share = match form {
+            Form::Embedded if entry.size <= MAX_SHOWN_BODY as u64 => entry.size * EMBEDDED_COST,
+            Form::Embedded | Form::Alone => entry.size,
+        };
+        let share = u32::try_from(share).unwrap_or(u32::MAX).min(SHOWN_BYTES);
         let share =
             Arc::clone(&self.shown).acquire_many_owned(share).await.map_err(|_| StoreError::Closed)?;
         let limit = ReadLimit { events: 1, bytes: 0 };
@@ -171,36 +190,48 @@ impl Admin {
         let mut done = Redeliveries { redelivered: Vec::new(), next: Some(listing.first), last };
         let mut left = request.listing.limit;
         while let Some(first) = done.next.filter(|_| left > 0) {
-            (listing.first, listing.limit) = (first, left.min(AT_ONCE));
+            (listing.first, listing.limit) = (first, left.min(REDELIVERED_AT_ONCE));
             let listed = self.list(&listing).await?;
             left -= listed.entries.len();
             done.next = listed.next;
-            for entry in &listed.entries {
-                self.redeliver_one(entry, request, &mut done.redelivered).await?;
-            }
+            self.redeliver_together(&listed.entries, request, &mut done.redelivered).await?;
         }
         Ok(done)
     }
 
-    async fn redeliver_one(
+    /// Redelivers several events, so that they share commits. The copies have the order of the originals.
+    async fn redeliver_together(
         &self,
-        entry: &Entry,
+        entries: &[Entry],
         request: &RedeliveryRequest,
         redelivered: &mut Vec<Redelivered>,
     ) -> Result<(), StoreError> {
-        for address in addresses(entry, request) {
-            let Some(new) = self.store.redeliver(entry.sequence, address).await? else { continue };
-            info!(
-                event.sequence = new.get(),
-                delivery.id = %entry.facts.delivery_id,
-                repository.name = %entry.facts.repository_label(),
-                redelivery.of = entry.sequence.get(),
-                "redelivered by an operator"
-            );
-            self.metrics.redelivered.inc();
-            redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: new });
+        let calls: Vec<_> = entries
+            .iter()
+            .flat_map(|entry| addresses(entry, request).into_iter().map(move |address| (entry, address)))
+            .collect();
+        for calls in calls.chunks(REDELIVERED_AT_ONCE) {
+            let call =
+                |(entry, address): &(&Entry, Address)| self.store.redeliver(entry.sequence, address.clone());
+            let copies = join_all(calls.iter().map(call)).await;
+            for ((entry, _), copy) in calls.iter().zip(copies) {
+                let Some(copy) = copy? else { continue };
+                self.note_redelivery(entry, copy);
+                redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: copy });
+            }
         }
         Ok(())
+    }
+
+    fn note_redelivery(&self, entry: &Entry, copy: Sequence) {
+        info!(
+            event.sequence = copy.get(),
+            delivery.id = %entry.facts.delivery_id,
+            repository.name = %entry.facts.repository_label(),
+            redelivery.of = entry.sequence.get(),
+            "redelivered by an operator"
+        );
+        self.metrics.redelivered.inc();
     }
 
     /// Every client with a cursor or a stream.

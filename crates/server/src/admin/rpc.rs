@@ -4,19 +4,23 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use gitstafette_core::event::{IdentifierError, Sequence};
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Listing, WatchlistChange};
-use gitstafette_proto::convert::{RedeliveryRequest, WatchlistEntry, WireError, duration};
+use gitstafette_proto::convert::{MAX_SHOWN_BODY, RedeliveryRequest, WatchlistEntry, WireError, duration};
 use gitstafette_proto::v1::change_watchlist_request::Change;
 use gitstafette_proto::v1::{self, Entry};
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
-use super::{Admin, RemoveError, missing};
+use super::{Admin, Form, RemoveError, Shown, missing};
 use crate::subscribe::{malformed, status};
 use crate::watchlist::ChangeError;
+
+/// Bytes of one part of a body.
+const BODY_PART: usize = 256 << 10;
 
 impl Admin {
     pub(crate) async fn list_events(
@@ -33,12 +37,34 @@ impl Admin {
         wire: v1::ShowEventRequest,
     ) -> Result<v1::ShowEventResponse, Status> {
         let sequence = Sequence::new(wire.sequence);
-        let shown = self.show(sequence).await.map_err(|error| status(&error))?;
-        let shown = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
+        let shown = self.show(sequence, Form::Embedded).await.map_err(|error| status(&error))?;
+        let Shown { event, reports, .. } = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
+        let mut wire = v1::Event::from(&*event);
+        if wire.body.len() > MAX_SHOWN_BODY {
+            wire.body = Bytes::new();
+        }
         Ok(v1::ShowEventResponse {
-            event: Some((&*shown.event).into()),
-            reports: shown.reports.iter().map(Into::into).collect(),
+            event: Some(wire),
+            reports: reports.iter().map(Into::into).collect(),
+            body_bytes: event.webhook.body.len() as u64,
         })
+    }
+
+    pub(crate) async fn show_event_body(
+        &self,
+        wire: v1::ShowEventBodyRequest,
+    ) -> Result<BoxStream<v1::ShowEventBodyResponse>, Status> {
+        let sequence = Sequence::new(wire.sequence);
+        let shown = self.show(sequence, Form::Alone).await.map_err(|error| status(&error))?;
+        let Shown { event, share, .. } = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
+        let mut rest = event.webhook.body.clone();
+        let parts = std::iter::from_fn(move || {
+            // The body counts as shown until its last part is taken.
+            let _held = &share;
+            let part = rest.split_to(rest.len().min(BODY_PART));
+            (!part.is_empty()).then_some(Ok(v1::ShowEventBodyResponse { part }))
+        });
+        Ok(Box::pin(stream::iter(parts)))
     }
 
     pub(crate) fn follow_events(

@@ -33,7 +33,7 @@ enum Required {
 }
 
 /// Every method that the server offers.
-const METHODS: [(&str, Required); 20] = [
+const METHODS: [(&str, Required); 21] = [
     ("/grpc.health.v1.Health/Check", Required::Nothing),
     ("/grpc.health.v1.Health/Watch", Required::Nothing),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Required::Client),
@@ -54,6 +54,7 @@ const METHODS: [(&str, Required); 20] = [
     ("/gitstafette.v1.Gitstafette/ChangeWatchlist", Required::Operator),
     ("/gitstafette.v1.Gitstafette/ListRelays", Required::Operator),
     ("/gitstafette.v1.Gitstafette/RemoveSubscription", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ShowEventBody", Required::Operator),
 ];
 
 /// The answer to a method that the server does not offer.

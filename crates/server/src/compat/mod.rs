@@ -20,7 +20,7 @@ use crate::subscribe::Subscriptions;
 pub(crate) use push::router as push_router;
 
 /// Serves old clients, through subscriptions as new clients have them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Compat {
     pub(crate) subscriptions: Arc<Subscriptions>,
     pub(crate) metrics: Arc<Metrics>,

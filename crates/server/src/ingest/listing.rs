@@ -14,6 +14,7 @@ use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::{RepositoryError, RepositoryPattern};
 use gitstafette_core::store::ReadLimit;
 use gitstafette_core::target::OutcomeResult;
+use gitstafette_proto::convert::MAX_SHOWN_BODY;
 use http::request::Parts;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use super::problem::Problem;
 
 /// What one listing holds at most.
 const LIMIT: ReadLimit = ReadLimit { events: 100, bytes: 4 << 20 };
+/// How often the store is asked for one listing. Each time it looks at some thousand events.
+const LOOKS: usize = 64;
 
 #[derive(Debug, Serialize)]
 pub(super) struct WatchedRepositories {
@@ -34,6 +37,9 @@ pub(super) struct WatchedRepositories {
 pub(super) struct RepositoryEvents {
     #[serde(rename = "Events")]
     events: Vec<ListedEvent>,
+    /// The `after` of the next listing, if this one ended before the log. The Go implementation does not have it.
+    #[serde(rename = "Next", skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,6 +52,8 @@ struct ListedEvent {
     received_time: String,
     headers: Vec<ListedHeader>,
     event_body: String,
+    /// Bytes of the body. A body of more than 1 MiB is left out.
+    event_body_bytes: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +91,10 @@ pub(super) async fn events(
 ) -> Result<Json<RepositoryEvents>, Problem> {
     let mut events = Vec::new();
     // A page may be empty because nothing on it was selected: read on until something is, or the end.
-    while events.is_empty() {
+    for _ in 0..LOOKS {
+        if !events.is_empty() {
+            break;
+        }
         let page = ingest.store.read(after, &filter, LIMIT).await?;
         if page.read_to <= after {
             break;
@@ -93,7 +104,8 @@ pub(super) async fn events(
             events.push(listed(&ingest, &event).await?);
         }
     }
-    Ok(Json(RepositoryEvents { events }))
+    let is_cut_short = after < *ingest.store.head().borrow();
+    Ok(Json(RepositoryEvents { events, next: is_cut_short.then_some(after.get()) }))
 }
 
 async fn listed(ingest: &Ingest, event: &Event) -> Result<ListedEvent, Problem> {
@@ -119,7 +131,12 @@ async fn listed(ingest: &Ingest, event: &Event) -> Result<ListedEvent, Problem> 
                 first_value: String::from_utf8_lossy(value).into_owned(),
             })
             .collect(),
-        event_body: String::from_utf8_lossy(&webhook.body).into_owned(),
+        event_body: if webhook.body.len() <= MAX_SHOWN_BODY {
+            String::from_utf8_lossy(&webhook.body).into_owned()
+        } else {
+            String::new()
+        },
+        event_body_bytes: webhook.body.len(),
     })
 }
 

@@ -106,6 +106,31 @@ async fn lists_by_page_and_filter_and_shows_one() {
 }
 
 #[tokio::test]
+async fn a_large_body_is_not_embedded() {
+    let server = TestServer::start(ADMIN).await;
+    let (operator, sender) = (Operator::of(&server), Sender::new(&server));
+    let (limit, rest) = (1 << 20, payload("").len());
+    for (sequence, bytes) in [(1, limit), (2, limit + 1)] {
+        let body = payload(&"x".repeat(bytes - rest));
+        let answer = sender.send("push", &format!("delivery-{sequence}"), &body).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        let shown = operator.get(&format!("/v1/events/{sequence}")).await;
+        assert_eq!(shown["bodyBytes"], bytes);
+        let embedded = if bytes > limit { Value::Null } else { Value::String(body.clone()) };
+        assert_eq!((&shown["body"], &shown["bodyBase64"]), (&embedded, &Value::Null), "{sequence}");
+        let request = operator.http.get(format!("{}/v1/events/{sequence}/body", operator.url));
+        let answer = soon(request.header("authorization", format!("Bearer {TOKEN}")).send()).await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/octet-stream");
+        assert_eq!(answer.bytes().await.unwrap(), body.as_bytes());
+    }
+    assert_eq!(operator.refused("/v1/events/3/body").await, StatusCode::NOT_FOUND);
+    // What was shown has given its share back: as much as there is can be shown again.
+    for _ in 0..4 {
+        operator.get("/v1/events/1").await;
+    }
+}
+
+#[tokio::test]
 async fn follows_what_is_accepted_from_now_on() {
     let server = TestServer::start(ADMIN).await;
     let (operator, sender) = (Operator::of(&server), Sender::new(&server));

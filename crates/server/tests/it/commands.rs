@@ -21,6 +21,8 @@ use crate::support::*;
 
 mod follow;
 mod relays;
+mod show;
+mod subscriptions;
 
 /// What was printed so far.
 #[derive(Clone, Default)]
@@ -181,33 +183,6 @@ async fn lists_beyond_one_page_of_the_server() {
     assert_eq!(printed.sequences(), (2..=1003).rev().collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn shows_one_and_writes_its_body_as_it_was_sent() {
-    let server = TestServer::start("").await;
-    let body = payload("\u{202e}\u{9b}2J ü");
-    let answer = Sender::new(&server).send("push", "delivery-1", &body).await;
-    assert_eq!(answer.status(), StatusCode::CREATED);
-    let operator = Operator::of(&server);
-    assert_eq!(operator.prints("events show 1 --body").await.bytes(), body.as_bytes());
-
-    let text = operator.prints("events show 1").await.text();
-    assert!(text.contains("\nx-github-delivery: delivery-1\n"), "{text}");
-    assert!(text.contains("\\u{202e}\\u{9b}2J ü") && !text.contains('\u{9b}'), "{text}");
-    assert!(
-        text.contains("── from github, hook 4711 · received 2") && text.contains("\npending: "),
-        "{text}"
-    );
-
-    let json = operator.prints("events show 1 --json").await;
-    assert!(!json.text().contains(['\u{9b}', '\u{202e}']));
-    assert_eq!(json.json()[0]["body"], body);
-    assert_eq!(json.json()[0]["deliveryId"], "delivery-1");
-
-    let missing = operator.run("events show 2").await.result.unwrap_err();
-    assert!(missing.to_string().starts_with("there is no event 2 in the store"), "{missing}");
-    assert_eq!(missing.exit_code(), 1);
-}
-
 /// A line to a server that can be cut, and laid to another.
 struct Line {
     address: SocketAddr,
@@ -330,12 +305,12 @@ async fn one_a_range_and_a_delivery_id_arrive_again() {
 async fn more_than_one_call_takes_are_redelivered_call_by_call() {
     let server = TestServer::start("").await;
     let sender = Sender::new(&server);
-    for number in 1..=205 {
+    for number in 1..=515 {
         sender.push(&format!("delivery-{number}")).await;
     }
-    let printed = Operator::of(&server).prints("events redeliver --first 1 --last 300 --json --yes").await;
-    assert_eq!(printed.sequences(), (1..=205).collect::<Vec<_>>());
-    assert_eq!(server.events().await, 410);
+    let printed = Operator::of(&server).prints("events redeliver --first 1 --last 600 --json --yes").await;
+    assert_eq!(printed.sequences(), (1..=515).collect::<Vec<_>>());
+    assert_eq!(server.events().await, 1030);
 }
 
 #[tokio::test]
@@ -409,49 +384,6 @@ async fn dead_letters_arrive_again_where_they_are_dead() {
     let address = format!("a redelivery · only for client test · only for target {name}\n");
     assert!(again.contains(&address), "{again}");
     client.stop().await;
-}
-
-#[tokio::test]
-async fn subscriptions_show_cursor_lag_and_stream() {
-    let server = TestServer::start("").await;
-    let operator = Operator::of(&server);
-    assert_eq!(operator.run("subscriptions list").await.remarks, "no client has subscribed yet\n");
-    let mut target = TestTarget::start().await;
-    let mut client = TestClient::start(options(server.addresses.grpc, target.target()));
-    client.subscribed().await;
-    let sender = Sender::new(&server);
-    sender.push("delivery-1").await;
-    target.next().await;
-    all_acknowledged(&*server.store).await;
-    let attached = &operator.prints("subscriptions list --json").await.json()[0];
-    assert_eq!(
-        (&attached["clientId"], &attached["cursor"], &attached["lag"]),
-        (&"test".into(), &1.into(), &0.into())
-    );
-    assert_eq!(attached["attached"]["sent"], 1);
-    client.stop().await;
-    sender.push("delivery-2").await;
-    let gone = async {
-        while operator.prints("subscriptions list --json").await.json()[0]["attached"] != Value::Null {
-            tokio::time::sleep(Duration::from_millis(5)).await; // the server learns of it when the stream ends
-        }
-    };
-    soon(gone).await;
-    let table = operator.prints("subscriptions list").await.text();
-    let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row[..4], ["test", "1", "1", "-"]);
-
-    let refused = operator.run("subscriptions remove test").await.result.unwrap_err().to_string();
-    assert!(refused.contains("--yes"), "nobody can be asked: {refused}");
-    let no = Operator { answer: Some("n\n"), ..Operator::of(&server) }.run("subscriptions remove test").await;
-    assert!(no.remarks.ends_with("nothing was removed\n"), "{}", no.remarks);
-    let yes =
-        Operator { answer: Some("y\n"), ..Operator::of(&server) }.run("subscriptions remove test").await;
-    yes.result.unwrap();
-    assert!(yes.remarks.contains("it receives all stored events"), "{}", yes.remarks);
-    let again = operator.run("subscriptions remove test --yes").await.result.unwrap_err().to_string();
-    assert!(again.contains("there is no client test"), "{again}");
-    assert_eq!(operator.run("subscriptions list").await.remarks, "no client has subscribed yet\n");
 }
 
 #[tokio::test]

@@ -118,8 +118,8 @@ impl EventStore for Gated {
         self.inner.redeliver(sequence, address).await
     }
 
-    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
-        self.inner.counts().await
+    async fn counts(&self, from: RepositoryId, limit: usize) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
+        self.inner.counts(from, limit).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {

@@ -3,7 +3,7 @@
 use super::{ALL, HELLO, acknowledgement, append, client, fill, read_all, sequences_after, until_holds};
 use crate::event::{Address, Sequence, Timestamp};
 use crate::filter::Filter;
-use crate::repository::RepositoryPattern;
+use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::store::{Appended, EventStore, Listing, ReadLimit, Statistics, StoreError};
 use crate::testing;
 
@@ -141,7 +141,7 @@ pub(super) async fn closes(store: &impl EventStore) {
     closed(store.reports(sequence).await.map(drop));
     closed(store.list(&Listing::default()).await.map(drop));
     closed(store.redeliver(sequence, Address::default()).await.map(drop));
-    closed(store.counts().await.map(drop));
+    closed(store.counts(RepositoryId(0), 1).await.map(drop));
     closed(store.cursors().await.map(drop));
     closed(store.watchlist_changes().await.map(drop));
     closed(store.change_watchlist(&RepositoryPattern::All, None).await);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{ALL, HELLO, append, append_hay, append_to, fill, filter, read_all};
 use crate::event::{Sequence, Timestamp};
 use crate::filter::Filter;
-use crate::store::{EventStore, Page, ReadLimit};
+use crate::store::{EventStore, Listing, Page, ReadLimit};
+use crate::testing;
 
 async fn read(store: &impl EventStore, after: Sequence, filter: &Filter, events: usize, bytes: u64) -> Page {
     store.read(after, filter, ReadLimit { events, bytes }).await.expect("the read")
@@ -96,4 +97,27 @@ pub(super) async fn starts_before_a_time(store: &impl EventStore) {
     let head = *store.head().borrow();
     assert_eq!(store.before(time(31)).await.expect("the answer"), head);
     assert_eq!(store.before(Timestamp::from_millis(u64::MAX)).await.expect("the answer"), head);
+}
+
+/// However a store looks for a time.
+pub(super) async fn finds_a_time_in_a_long_log<S: EventStore>(store: Arc<S>) {
+    const HAY: u64 = 9_000;
+    append_hay(&store, HAY).await;
+    let mut sequences = Vec::new();
+    // The last but one was received before all others.
+    for number in [HAY + 10, HAY + 20, 0, HAY + 30] {
+        let webhook = testing::webhook(number, "octo/other", 1);
+        sequences.push(store.append(webhook).await.expect("the append").sequence());
+    }
+    for (number, first) in [(HAY + 5, 0), (HAY + 15, 1), (HAY + 21, 3)] {
+        let time = Timestamp::from_millis(1_700_000_000_000 + number);
+        let before = store.before(time).await.expect("the answer");
+        assert_eq!(before, sequences[first].previous(), "{number}");
+        let listing = Listing { received_since: Some(time), ..Listing::default() };
+        let listed = store.list(&listing).await.expect("the listing");
+        let found: Vec<_> = listed.entries.iter().map(|entry| entry.sequence).collect();
+        let expected = [0, 1, 3].into_iter().filter(|at| *at >= first).map(|at| sequences[at]);
+        assert_eq!(found, expected.rev().collect::<Vec<_>>(), "{number}");
+        assert_eq!(listed.next, None, "the log before that time is not looked through");
+    }
 }

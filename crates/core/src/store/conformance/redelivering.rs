@@ -1,6 +1,11 @@
 //! What an operator has delivered again.
 
-use super::{HELLO, append, client, fill, outcome, read_all, report, until_holds};
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::{
+    HELLO, append, append_hay, client, fill, outcome, read_all, report, sequences_after, until_holds,
+};
 use crate::event::{Address, Sequence};
 use crate::filter::Filter;
 use crate::store::{Acknowledgement, Appended, EventStore, Report};
@@ -19,6 +24,38 @@ async fn redeliver(store: &impl EventStore, sequence: Sequence, address: Address
 async fn acknowledge(store: &impl EventStore, name: &str, sequence: Sequence, outcomes: Vec<Outcome>) {
     let reported = vec![Acknowledgement { sequence, outcomes }];
     store.acknowledge(&client(name), reported, sequence).await.expect("the acknowledgement");
+}
+
+/// Redelivers events in one go; the copies.
+pub(in crate::store) async fn redeliver_together(
+    store: &impl EventStore,
+    sequences: &[Sequence],
+) -> Vec<Option<Sequence>> {
+    let mut calls: Vec<_> =
+        sequences.iter().map(|sequence| store.redeliver(*sequence, Address::default())).collect();
+    let mut copies = vec![None; calls.len()];
+    let mut pending: Vec<_> = (0..calls.len()).collect();
+    std::future::poll_fn(|context| {
+        pending.retain(|at| match calls[*at].as_mut().poll(context) {
+            Poll::Ready(copy) => {
+                copies[*at] = copy.expect("the redelivery");
+                false
+            }
+            Poll::Pending => true,
+        });
+        if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    copies
+}
+
+pub(super) async fn keeps_the_order_of_the_calls<S: EventStore>(store: Arc<S>) {
+    append_hay(&store, 500).await;
+    let mut sequences = sequences_after(&*store, Sequence::ZERO).await;
+    sequences.push(Sequence::MAX); // not there
+    let copies = redeliver_together(&*store, &sequences).await;
+    assert_eq!(copies[500], None);
+    assert!(copies[..500].is_sorted_by(|one, other| one.is_some() && one < other), "{copies:?}");
 }
 
 pub(super) async fn appends_a_copy_for_those_addressed(store: &impl EventStore) {

@@ -229,7 +229,8 @@ pub(super) async fn keeps_every_hop(store: &impl EventStore) {
 
 /// The store keeps four events.
 pub(super) async fn counts_by_repository(store: &impl EventStore) {
-    let counts = async || store.counts().await.expect("the counts");
+    let page = async |from, limit| store.counts(RepositoryId(from), limit).await.expect("the counts");
+    let counts = async || page(0, 100).await;
     assert_eq!(counts().await, []);
     let ids = [Some(5), Some(u64::MAX), None, Some(5), Some(1 << 63), Some(5), Some(0)];
     let mut sequences = Vec::new();
@@ -244,6 +245,10 @@ pub(super) async fn counts_by_repository(store: &impl EventStore) {
     until_holds(store, 4).await;
     let of = |id| (RepositoryId(id), 1);
     assert_eq!(counts().await, [of(0), (RepositoryId(5), 2), of(1 << 63)]);
+    assert_eq!(page(0, 1).await, [of(0)]);
+    assert_eq!(page(1, 2).await, [(RepositoryId(5), 2), of(1 << 63)]);
+    assert_eq!(page(6, 2).await, [of(1 << 63)]);
+    assert_eq!(page((1 << 63) + 1, 2).await, []);
     // A copy is an event as well.
     store.redeliver(sequences[6], Address::default()).await.expect("the redelivery");
     until_holds(store, 4).await;

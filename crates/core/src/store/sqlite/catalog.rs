@@ -1,12 +1,12 @@
 //! Listing the log for an operator: the small rows only, never a body, and a bounded number of them at each call.
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, params, params_from_iter};
+use rusqlite::{Connection, params_from_iter};
 
-use super::{codec, reader};
-use crate::event::{Sequence, Timestamp};
+use super::{codec, reader, times};
+use crate::event::Sequence;
 use crate::store::listing::Sieve;
-use crate::store::tail::{Look, SCAN_LIMIT};
+use crate::store::tail::Look;
 use crate::store::{Entry, Fate, FateFilter, Listed, Listing, Order};
 
 /// One page of the log up to `head`.
@@ -15,7 +15,7 @@ pub(super) fn list(connection: &Connection, listing: &Listing, head: Sequence) -
     let transaction = connection.unchecked_transaction()?;
     let mut first = listing.first;
     if let Some(since) = listing.received_since {
-        first = first.max(first_since(&transaction, since)?);
+        first = first.max(times::before(&transaction, since, head)?.next());
     }
     let (statement, key) = statement(listing);
     let mut values = vec![
@@ -78,24 +78,6 @@ fn statement(listing: &Listing) -> (String, Option<&str>) {
         codec::FACTS
     );
     (statement, key)
-}
-
-/// A sequence before which nothing was received at `time` or later: the first that was, if those are few; zero if
-/// they are many, and the listing finds them soon by itself.
-fn first_since(connection: &Connection, time: Timestamp) -> rusqlite::Result<Sequence> {
-    let (count, first): (i64, Option<i64>) = connection
-        .prepare_cached(
-            "SELECT count(*), min(sequence) FROM \
-             (SELECT sequence FROM events INDEXED BY events_by_time WHERE received_at >= ?1 LIMIT ?2)",
-        )?
-        .query_row(params![codec::signed(time.as_millis()), codec::signed(SCAN_LIMIT as u64)], |row| {
-            row.try_into()
-        })?;
-    Ok(match first {
-        None => Sequence::MAX,
-        Some(first) if count < codec::signed(SCAN_LIMIT as u64) => Sequence::new(first.unsigned_abs()),
-        Some(_) => Sequence::ZERO,
-    })
 }
 
 #[cfg(test)]

@@ -37,15 +37,28 @@ pub(super) fn remove(
     Ok(())
 }
 
-/// All of them, by number.
-pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<(RepositoryId, u64)>> {
-    let mut select = connection.prepare_cached("SELECT id, events FROM repositories")?;
-    let counts = select.query_map((), |row| {
-        let id: i64 = row.get(0)?;
-        Ok((RepositoryId(id.cast_unsigned()), codec::number(row, 1)?))
-    })?;
-    let mut counts = counts.collect::<rusqlite::Result<Vec<_>>>()?;
-    // The greatest are negative numbers to SQLite.
-    counts.sort_unstable();
+/// One page of them, by number, that begins with `from`.
+pub(super) fn load(
+    connection: &Connection,
+    from: RepositoryId,
+    limit: usize,
+) -> rusqlite::Result<Vec<(RepositoryId, u64)>> {
+    let mut counts = Vec::new();
+    let mut select = connection.prepare_cached(
+        "SELECT id, events FROM repositories WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3",
+    )?;
+    // The greatest ids are negative numbers to SQLite, and come last.
+    for (first, last) in [(0, i64::MAX.cast_unsigned()), (i64::MIN.cast_unsigned(), u64::MAX)] {
+        let first = from.0.max(first);
+        if first > last {
+            continue;
+        }
+        let left = codec::signed(limit.saturating_sub(counts.len()) as u64);
+        let mut rows = select.query(params![first.cast_signed(), last.cast_signed(), left])?;
+        while let Some(row) = rows.next()? {
+            let id: i64 = row.get(0)?;
+            counts.push((RepositoryId(id.cast_unsigned()), codec::number(row, 1)?));
+        }
+    }
     Ok(counts)
 }

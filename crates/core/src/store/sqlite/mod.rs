@@ -33,7 +33,7 @@
 //! `events.db-wal` and `events.db-shm`. The tables are in [`schema`]. An event is two rows: a small one with
 //! everything that filters, listings and retention need, and its headers and body, which are touched only when they
 //! are written, delivered or removed. Head, count and bytes are one row, and each repository's count another, so that
-//! nothing is ever counted.
+//! nothing is ever counted. The latest time of each 4096 events is a row, too, so that nobody looks for a time in all of them.
 //!
 //! # Recovery
 //!
@@ -55,6 +55,7 @@ mod reader;
 mod retention;
 mod schema;
 mod statements;
+mod times;
 mod writer;
 
 #[cfg(test)]
@@ -97,6 +98,8 @@ pub struct SqliteStore {
     /// Fails when the writer has ended.
     ended: watch::Receiver<()>,
     closed: AtomicBool,
+    /// Held by a redelivery while it looks for its event.
+    redelivering: tokio::sync::Mutex<()>,
 }
 
 /// What the writer publishes and everybody sees.
@@ -147,8 +150,9 @@ impl SqliteStore {
         let lock = folder::lock(folder)?;
         let database = folder.join(schema::FILE);
         let connection = schema::open(&database)?;
-        let statistics =
+        let mut statistics =
             schema::statistics(&connection).map_err(|error| schema::refusal(&database, &error))?;
+        statistics.disk_bytes = schema::disk_bytes(&database);
         let id = schema::id(&connection).map_err(|error| schema::refusal(&database, &error))?;
 
         let shared = Arc::new(Shared {
@@ -183,6 +187,7 @@ impl SqliteStore {
             head,
             ended,
             closed: AtomicBool::new(false),
+            redelivering: tokio::sync::Mutex::default(),
         })
     }
 
@@ -239,7 +244,7 @@ impl EventStore for SqliteStore {
     async fn before(&self, time: Timestamp) -> Result<Sequence, StoreError> {
         self.check_open()?;
         let head = *self.head.borrow();
-        self.readers.run(move |connection| reader::before(connection, time, head)).await
+        self.readers.run(move |connection| times::before(connection, time, head)).await
     }
 
     async fn progress(&self, client: &ClientId) -> Result<Option<Progress>, StoreError> {
@@ -276,15 +281,19 @@ impl EventStore for SqliteStore {
 
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
         self.check_open()?;
-        // The writer reads the event, when there is room for it: until then only its size is known.
-        let size = self.readers.run(move |connection| reader::size(connection, sequence)).await?;
+        // The writer reads the event, when there is room for it: until then only its size is known. Calls of one task at
+        // the same time read it in turn, and go on to the queue at once: so they keep their order, and share commits.
+        let size = {
+            let _turn = self.redelivering.lock().await;
+            self.readers.run(move |connection| reader::size(connection, sequence)).await?
+        };
         let Some(size) = size else { return Ok(None) };
         self.write(|answer| Task::Redeliver { sequence, address, size, answer }).await
     }
 
-    async fn counts(&self) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
+    async fn counts(&self, from: RepositoryId, limit: usize) -> Result<Vec<(RepositoryId, u64)>, StoreError> {
         self.check_open()?;
-        self.readers.run(counts::load).await
+        self.readers.run(move |connection| counts::load(connection, from, limit)).await
     }
 
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError> {
@@ -339,11 +348,7 @@ impl EventStore for SqliteStore {
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {
         self.check_open()?;
-        let shared = Arc::clone(&self.shared);
-        // The file system may be slow to answer, or hang.
-        let disk_bytes = tokio::task::spawn_blocking(move || schema::disk_bytes(&shared.database)).await;
-        let disk_bytes = disk_bytes.map_err(|error| StoreError::Failed(Arc::new(error)))?;
-        Ok(Statistics { disk_bytes, ..self.shared.statistics() })
+        Ok(self.shared.statistics())
     }
 
     async fn close(&self) {

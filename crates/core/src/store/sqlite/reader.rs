@@ -8,7 +8,7 @@ use rusqlite::{Connection, MAIN_DB, OptionalExtension, Rows, params};
 use tokio::sync::Semaphore;
 
 use super::{Shared, ahead, codec, schema};
-use crate::event::{ClientId, Event, Sequence, Timestamp, Webhook};
+use crate::event::{ClientId, Event, Sequence, Webhook};
 use crate::filter::Filter;
 use crate::repository::RepositoryPattern;
 use crate::store::tail::{Gather, Look};
@@ -174,19 +174,6 @@ fn payload(
     }
     let headers = codec::decode_headers(&blob).map_err(|error| damaged(error.into()))?;
     Ok((headers, Bytes::from(body)))
-}
-
-/// The sequence before the first event received at `time` or later.
-pub(super) fn before(connection: &Connection, time: Timestamp, head: Sequence) -> rusqlite::Result<Sequence> {
-    // Times are nearly in order, so the index has few candidates for a recent time. Left alone (hence the plus),
-    // SQLite would look for the minimum through all events from the oldest on.
-    let first: Option<i64> = connection
-        .prepare_cached(
-            "SELECT min(+sequence) FROM events INDEXED BY events_by_time WHERE received_at >= ?1",
-        )?
-        .query_row([codec::signed(time.as_millis())], |row| row.get(0))?;
-    let first = first.map(|first| Sequence::new(first.unsigned_abs()));
-    Ok(first.filter(|first| *first <= head).map_or(head, Sequence::previous))
 }
 
 /// How far the client has come.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::writer::{self, Writer};
-use super::{ahead, codec, counts, schema, statements};
+use super::{ahead, codec, counts, schema, statements, times};
 use crate::event::{Sequence, Timestamp};
 use crate::repository::RepositoryId;
 
@@ -189,6 +189,7 @@ impl Writer {
             transaction.prepare_cached(statement)?.execute([codec::signed(last.get())])?;
         }
         ahead::remove_through_for_all(&transaction, last)?;
+        times::remove_through(&transaction, last)?;
         let oldest = oldest(&transaction)?;
         position.first = oldest.map_or(Sequence::ZERO, |(sequence, _)| sequence);
         position.removed += held.events.saturating_sub(position.events);

@@ -49,6 +49,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `repositories` counts the events of each repository with a number: see `counts`.
 /// - `clients` has one row for each registered client id: see `clients`. The fourth version registers every client that
 ///   has a cursor, without an owner, as seen now by the store's clock.
+/// - `times` has the latest time of each 4096 sequences: see `times`.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
@@ -180,6 +181,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
             coalesce((SELECT accepted_at FROM events ORDER BY sequence DESC LIMIT 1), 0)
         )
         FROM cursors;
+
+    CREATE TABLE times (
+        block  INTEGER PRIMARY KEY,
+        latest INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO times (block, latest)
+        SELECT sequence >> 12, max(received_at) FROM events GROUP BY sequence >> 12;
+    DROP INDEX events_by_time;
 ",
 ];
 

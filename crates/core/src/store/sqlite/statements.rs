@@ -2,7 +2,7 @@
 
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
-use super::{ahead, codec, counts, reader};
+use super::{ahead, codec, counts, reader, times};
 use crate::event::{Address, ClientId, Event, Facts, Sequence, Timestamp, Webhook};
 use crate::hop::Hops;
 use crate::repository::RepositoryPattern;
@@ -142,6 +142,7 @@ impl Batch<'_> {
         if let Some(id) = facts.repository_id {
             counts::add(self.transaction, id)?;
         }
+        times::add(self.transaction, sequence, facts.received_at)?;
         if self.position.events == 0 {
             self.position.first = sequence;
         }

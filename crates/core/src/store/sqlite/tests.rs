@@ -3,6 +3,7 @@
 mod ahead;
 mod damage;
 mod full;
+mod grouping;
 mod large;
 mod relaying;
 mod upgrading;

@@ -14,6 +14,7 @@ use super::clock::Clock;
 use super::outage::Outage;
 use super::queue::{Answer, Request, Task};
 use super::retention::{self, Upkeep};
+use super::schema;
 use super::statements::{self, Batch};
 use crate::event::{Address, ClientId, Event, Sequence};
 use crate::store::{Appended, Options, Registration, Statistics, StoreError};
@@ -70,6 +71,7 @@ impl Writer {
             let group = self.group(first);
             self.write(group);
             self.after_group();
+            self.measure_files();
         }
         self.finish();
     }
@@ -85,6 +87,7 @@ impl Writer {
             }
             self.probe();
             if self.idle_step() {
+                self.measure_files();
                 continue;
             }
             match [self.idle_for(), self.try_again_in()].into_iter().flatten().min() {
@@ -96,6 +99,12 @@ impl Writer {
                 },
             }
         }
+    }
+
+    /// Measures the files. Only this thread makes them longer or shorter, so that nobody else has to ask the disk.
+    fn measure_files(&mut self) {
+        self.position.disk_bytes = schema::disk_bytes(&self.shared.database);
+        *self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner) = self.position;
     }
 
     /// What waits now, as far as it fits one transaction.
