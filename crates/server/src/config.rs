@@ -22,6 +22,7 @@ use crate::listen::Address;
 use crate::relay::{self, RelayOptions};
 use crate::subscribe::StreamOptions;
 use crate::tls::server_config;
+use crate::watchlist::MAX_ENTRIES;
 
 /// The default file: every key with its comment.
 pub const DEFAULTS: &str = include_str!("config.default.toml");
@@ -74,7 +75,7 @@ impl Config {
     /// Everything that is wrong with them.
     pub fn read(mut settings: Settings) -> Result<Self, ConfigError> {
         let settings = &mut settings;
-        let watchlist = Watchlist::new(settings.list("repositories"));
+        let watchlist = watchlist(settings);
         let clients_tokens = settings.secrets("client-token");
         let unsigned = settings.flag("allow-unsigned");
         let mut secrets = settings.secrets("webhook-hmac");
@@ -137,6 +138,16 @@ impl Config {
         };
         std::mem::take(settings).finish(config)
     }
+}
+
+fn watchlist(settings: &mut Settings) -> Watchlist {
+    let patterns = settings.list("repositories");
+    if patterns.len() > MAX_ENTRIES {
+        let problem =
+            format!("has more than {MAX_ENTRIES} entries; use owner/* for all repositories of an owner");
+        settings.problem("repositories", &problem);
+    }
+    Watchlist::new(patterns)
 }
 
 /// TLS, and whether clients must show a certificate.

@@ -6,6 +6,9 @@ use gitstafette_core::repository::{RepositoryPattern, Watchlist};
 use gitstafette_core::store::{EventStore, StoreError, WatchlistChange};
 use gitstafette_proto::convert::{WatchlistEntry, WatchlistOrigin};
 
+/// How many entries a watchlist may have. Every webhook is compared with all of them.
+pub(crate) const MAX_ENTRIES: usize = 10_000;
+
 /// A watchlist that changes while it is in use.
 #[derive(Debug)]
 pub(crate) struct LiveWatchlist {
@@ -41,10 +44,14 @@ impl LiveWatchlist {
         self.state.read().unwrap_or_else(PoisonError::into_inner).entries.clone()
     }
 
+    fn len(&self) -> usize {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).entries.len()
+    }
+
     /// Adds a pattern, or removes it: from now on, and after a restart.
     ///
     /// # Errors
-    /// What is to be removed is not there, or the change cannot be kept.
+    /// What is to be removed is not there, the watchlist is full, or the change cannot be kept.
     pub(crate) async fn change(
         self: &Arc<Self>,
         pattern: &RepositoryPattern,
@@ -67,6 +74,9 @@ impl LiveWatchlist {
         let is_accepted = known.as_ref().is_some_and(|entry| entry.origin != WatchlistOrigin::Removed);
         if change == WatchlistChange::Removed && !is_accepted {
             return Err(ChangeError::Unknown(pattern.clone()));
+        }
+        if change == WatchlistChange::Added && known.is_none() && self.len() >= MAX_ENTRIES {
+            return Err(ChangeError::Full);
         }
         let configured = known.as_ref().is_some_and(|entry| entry.origin != WatchlistOrigin::Added);
         let pattern = known.as_ref().map_or(pattern, |entry| &entry.pattern);
@@ -101,6 +111,10 @@ impl LiveWatchlist {
 pub(crate) enum ChangeError {
     #[error("{0} is not on the watchlist; what is on it is listed with its spelling")]
     Unknown(RepositoryPattern),
+    #[error(
+        "the watchlist has {MAX_ENTRIES} entries, which is the most; remove some, or add owner/* for all repositories of an owner"
+    )]
+    Full,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -140,6 +154,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gitstafette_core::repository::RepositoryId;
     use gitstafette_core::store::{MemoryStore, Options};
 
     fn pattern(text: &str) -> RepositoryPattern {
@@ -170,6 +185,14 @@ mod tests {
         assert_eq!(shown(&again.entries()), expected, "after a restart");
         again.change(&pattern("octo/*"), WatchlistChange::Added).await.unwrap();
         assert_eq!(shown(&again.entries())[0], "octo/* Configured");
+
+        // There is room for so many, and known entries still change.
+        let full = (0..MAX_ENTRIES as u64).map(|id| RepositoryPattern::Id(RepositoryId(id))).collect();
+        let full = load(&Watchlist::new(full)).await;
+        let refused = full.change(&pattern("one/more"), WatchlistChange::Added).await;
+        assert!(matches!(refused, Err(ChangeError::Full)), "{refused:?}");
+        full.change(&pattern("8"), WatchlistChange::Removed).await.unwrap();
+        full.change(&pattern("8"), WatchlistChange::Added).await.unwrap();
 
         // What was added is now configured, and what was removed is gone: the notes do no harm.
         again.change(&pattern("7"), WatchlistChange::Removed).await.unwrap();

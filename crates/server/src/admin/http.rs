@@ -396,6 +396,7 @@ async fn change_watchlist(
     match operators.admin.change_watchlist(&pattern, change).await {
         Ok(entries) => Ok(Json(Watchlist { entries })),
         Err(error @ ChangeError::Unknown(_)) => Err(Problem::new(StatusCode::NOT_FOUND, error.to_string())),
+        Err(error @ ChangeError::Full) => Err(Problem::new(StatusCode::CONFLICT, error.to_string())),
         Err(ChangeError::Store(error)) => Err(error.into()),
     }
 }

@@ -158,6 +158,7 @@ impl Admin {
             text.parse().map_err(|error| Status::invalid_argument(format!("change: {error}")))?;
         let entries = self.change_watchlist(&pattern, change).await.map_err(|error| match error {
             ChangeError::Unknown(_) => Status::not_found(error.to_string()),
+            ChangeError::Full => Status::resource_exhausted(error.to_string()),
             ChangeError::Store(error) => status(&error),
         })?;
         Ok(v1::ChangeWatchlistResponse { entries: on_wire(&entries) })

@@ -217,3 +217,29 @@ fn an_embedded_configuration() {
     let error = Config::from_toml("repository = 1\nport = \"x\"").unwrap_err();
     assert_eq!(error.problems().len(), 2, "{error}");
 }
+
+#[test]
+fn client_ids_have_bounds() {
+    let streams = |arguments: &[&str]| config(arguments, &[]).server.streams;
+    let default = streams(&[]);
+    assert_eq!(
+        (default.max_client_ids, default.forget_clients),
+        (100, Some(Duration::from_secs(90 * 86_400)))
+    );
+    let set = streams(&["--max-client-ids=7", "--forget-clients=1d"]);
+    assert_eq!((set.max_client_ids, set.forget_clients), (7, Some(Duration::from_secs(86_400))));
+    assert_eq!(streams(&["--forget-clients=0"]).forget_clients, None);
+    let problems = problems(&["--max-client-ids=0", "--forget-clients=23h"]);
+    for problem in ["max-client-ids", "forget-clients", "use 1d or more"] {
+        assert!(problems.contains(problem), "{problems}");
+    }
+}
+
+#[test]
+fn the_watchlist_has_a_bound() {
+    let entries = |count: usize| vec!["octo/hello"; count].join(",");
+    let list = |count| config(&["--repositories", &entries(count)], &[]).server.watchlist;
+    assert_eq!(list(MAX_ENTRIES).patterns().len(), MAX_ENTRIES);
+    let problems = problems(&["--repositories", &entries(MAX_ENTRIES + 1)]);
+    assert!(problems.contains("more than 10000 entries; use owner/*"), "{problems}");
+}
