@@ -5,10 +5,11 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The exit code after a second signal: 128 and the number of SIGTERM, as shells report it.
-const EXIT_CODE: i32 = 143;
+/// What shells add to the number of a signal that ended a program, to make its exit code.
+const SIGNALLED: i32 = 128;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. A second signal exits the process at once.
+/// A token that is cancelled by the first SIGTERM or SIGINT. A second signal exits the process at once, with the exit code
+/// 143 or 130.
 ///
 /// # Errors
 /// The signal handlers cannot be installed.
@@ -21,16 +22,17 @@ pub fn on_signal() -> io::Result<CancellationToken> {
         next(&mut signals).await;
         cancelled.cancel();
         tracing::info!("stopping; a second signal stops at once");
-        next(&mut signals).await;
+        let second = next(&mut signals).await;
         tracing::warn!("stopped by a second signal");
-        std::process::exit(EXIT_CODE);
+        std::process::exit(SIGNALLED + second.as_raw_value());
     });
     Ok(token)
 }
 
-async fn next((terminate, interrupt): &mut (Signal, Signal)) {
+/// Waits for the next signal.
+async fn next((terminate, interrupt): &mut (Signal, Signal)) -> SignalKind {
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = terminate.recv() => SignalKind::terminate(),
+        _ = interrupt.recv() => SignalKind::interrupt(),
     }
 }

@@ -160,7 +160,7 @@ pub struct Server {
     drain_timeout: Duration,
 }
 
-/// Why a server ended without being told to.
+/// Why a server ended in another way than it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A listener's task died.
@@ -172,6 +172,9 @@ pub enum RunError {
     /// The store closed, or its writer died: no webhook could be taken any more.
     #[error("the store ended while the server ran; its log says why")]
     StoreEnded,
+    /// The server was told to end, and cut requests or streams that took longer than the drain time-out.
+    #[error("the shutdown is not complete: what took longer than --drain-timeout was cut")]
+    NotDrained,
 }
 
 impl Server {
@@ -252,7 +255,7 @@ impl Server {
     /// closed. If this future is dropped, every connection is cut.
     ///
     /// # Errors
-    /// [`RunError`] if it ended without being told to, after the same drain.
+    /// [`RunError`] if it ended without being told to, after the same drain, or if the drain was cut short.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
         let _cut_at_the_end = self.ending.cut.clone().drop_guard();
         let mut accepting = JoinSet::new();
@@ -283,12 +286,12 @@ impl Server {
         );
         reporting.abort_all();
         set_health(&self.health, ServingStatus::NotServing).await;
-        self.drain(accepting).await;
+        let drained = self.drain(accepting).await;
         self.store.close().await;
-        ended
+        ended.and(drained)
     }
 
-    async fn drain(&self, mut accepting: JoinSet<()>) {
+    async fn drain(&self, mut accepting: JoinSet<()>) -> Result<(), RunError> {
         self.ending.stop.cancel();
         self.tasks.close();
         let drained = tokio::time::timeout(self.drain_timeout, async {
@@ -297,13 +300,14 @@ impl Server {
         });
         if drained.await.is_ok() {
             info!("drained");
-            return;
+            return Ok(());
         }
         warn!(tasks = self.tasks.len(), "not drained in time; what is left is cut");
         self.ending.cut.cancel();
         if tokio::time::timeout(CUT_TIMEOUT, self.tasks.wait()).await.is_err() {
             warn!(tasks = self.tasks.len(), "some tasks still wait for the store");
         }
+        Err(RunError::NotDrained)
     }
 }
 

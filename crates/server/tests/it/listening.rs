@@ -208,7 +208,7 @@ async fn what_is_not_drained_in_time_is_cut() {
     soon(store.arrived.notified()).await;
     let mut sending = connect(&server, &webhook("delivery-2", |length| length + 1)).await;
     let events = store.inner.statistics().await.unwrap().events;
-    server.stop().await;
+    assert!(matches!(server.end().await, Err(RunError::NotDrained)));
     for stream in [&mut storing, &mut sending] {
         let mut answer = Vec::new();
         drop(soon(stream.read_to_end(&mut answer)).await);

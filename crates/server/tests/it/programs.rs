@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::support::{SECRET, Sender, TOKEN, soon};
 
@@ -120,8 +120,12 @@ impl Program {
     }
 
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    fn signal(&self, name: &str) {
         let id = self.id().to_string();
-        let status = std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
+        let status = std::process::Command::new("kill").args(["-s", name, &id]).status().unwrap();
         assert!(status.success());
     }
 
@@ -174,8 +178,13 @@ async fn the_default_configuration_is_printed_and_is_valid() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), printed).unwrap();
     let path = file.path().to_str().unwrap();
-    let (code, answer, errors) = output(&["config", "check", "--config", path], &[("HOME", "/tmp")]).await;
-    assert_eq!((code, answer.as_str()), (0, "the configuration is fine\n"), "{errors}");
+    for check in [&["config", "check", "--config", path][..], &["config", "check", path]] {
+        let misspelt = [("HOME", "/tmp"), ("GITSTAFETTE_BODY_LIMITS", "1MiB"), ("GITSTAFETTE_TARGET", "x")];
+        let (code, answer, errors) = output(check, &misspelt).await;
+        assert_eq!((code, answer.as_str()), (0, "the configuration is fine\n"), "{errors}");
+        let expected = "warning: the environment variable GITSTAFETTE_BODY_LIMITS is not a setting; did you mean GITSTAFETTE_BODY_LIMIT?\n";
+        assert!(errors.ends_with(expected) && !errors.contains("GITSTAFETTE_TARGET"), "{errors}");
+    }
 }
 
 #[tokio::test]
@@ -251,28 +260,109 @@ async fn it_works_on_when_nobody_reads_its_log() {
     assert_eq!(program.exit_code().await, Some(0));
 }
 
-#[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut program = Program::start(folder.path(), &["--drain-timeout", "1h"]).await;
-    // A request under way holds the drain.
+/// A request that holds the drain: its body does not come.
+async fn hold_the_drain(program: &Program) -> tokio::net::TcpStream {
     let mut stream = tokio::net::TcpStream::connect(program.http.split('/').nth(2).unwrap()).await.unwrap();
-    use tokio::io::AsyncWriteExt;
     let head = "POST /v1/github/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nContent-Type: application/json\r\n\
                 X-GitHub-Event: push\r\nX-GitHub-Delivery: 1\r\n";
     let signature = format!("X-Hub-Signature-256: sha256={}\r\n\r\n", "0".repeat(64));
     stream.write_all(format!("{head}{signature}").as_bytes()).await.unwrap();
     // An answer to another request shows that the first was read: they go through the same listener in order.
     Sender::to(program.http.clone()).push("delivery-1").await;
-    program.terminate();
-    loop {
-        let line = soon(program.log.as_mut().unwrap().next_line()).await.unwrap().unwrap();
-        if line.contains("a second signal stops at once") {
-            break;
+    stream
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    for (first, second, code) in
+        [("TERM", "TERM", 143), ("INT", "INT", 130), ("INT", "TERM", 143), ("TERM", "INT", 130)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = Program::start(folder.path(), &["--drain-timeout", "1h"]).await;
+        let _held = hold_the_drain(&program).await;
+        program.signal(first);
+        loop {
+            let line = soon(program.log.as_mut().unwrap().next_line()).await.unwrap().unwrap();
+            if line.contains("a second signal stops at once") {
+                break;
+            }
+        }
+        program.signal(second);
+        assert_eq!(program.exit_code().await, Some(code), "{first}, {second}");
+    }
+}
+
+#[tokio::test]
+async fn one_signal_ends_it_with_0_if_the_shutdown_is_complete_and_with_1_if_not() {
+    for signal in ["TERM", "INT"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut complete = Program::start(folder.path(), &[]).await;
+        complete.signal(signal);
+        assert_eq!(complete.exit_code().await, Some(0), "{signal}");
+        let mut cut = Program::start(folder.path(), &["--drain-timeout", "10ms"]).await;
+        let _held = hold_the_drain(&cut).await;
+        cut.signal(signal);
+        assert_eq!(cut.exit_code().await, Some(1), "{signal}");
+        let log = cut.rest_of_log().await;
+        assert!(
+            log.ends_with(
+                "error: the shutdown is not complete: what took longer than --drain-timeout was cut\n"
+            ),
+            "{log}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn no_mistake_prints_a_backtrace() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "port = {").unwrap();
+    let file = file.to_str().unwrap();
+    let backtraces = [("RUST_BACKTRACE", "full"), ("RUST_LIB_BACKTRACE", "1"), ("HOME", "/tmp")];
+    for (arguments, code) in [
+        (&["--store", "memory:", "--port", &port][..], 1),
+        (&["--store", file], 1),
+        (&["--store", "memory"], 2),
+        (&["--config", file], 2),
+        (&["--config", "/does/not/exist"], 2),
+        (&["--port", "70000"], 2),
+        (&["--prot", "1"], 2),
+        (&["confg"], 2),
+        (&["config", "check", "/does/not/exist"], 2),
+        (&["config", "check", "a", "--config", "b"], 2),
+    ] {
+        let (exit, _, errors) = output(arguments, &backtraces).await;
+        assert_eq!(exit, code, "{arguments:?}: {errors}");
+        for words in ["backtrace", "panicked", "main.rs", "Caused by", "os error"] {
+            assert!(!errors.contains(words), "{arguments:?}: {errors}");
         }
     }
-    program.terminate();
-    assert_eq!(program.exit_code().await, Some(143));
+    let (_, _, errors) = output(&["--store", "memory:", "--port", &port], &backtraces).await;
+    let expected = format!(
+        "error: cannot listen on 127.0.0.1, port {port} for webhooks: another program uses the port; stop it, or choose another port\n"
+    );
+    assert!(errors.ends_with(&expected), "{errors}");
+}
+
+#[tokio::test]
+async fn the_help_lists_the_exit_codes() {
+    for flag in ["--help", "-h"] {
+        let (code, help, _) = output(&[flag], &[]).await;
+        assert_eq!(code, 0);
+        assert!(help.ends_with(&format!("{}\n", gitstafette_client::cli::EXIT_CODES)), "{help}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_the_default_configuration_may_go_away() {
+    let mut child =
+        command(&["config", "default"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = soon(child.wait_with_output()).await.unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
 
 /// The files of this name below `examples`, each with its secrets' folder replaced by one that exists.

@@ -19,7 +19,7 @@ use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
 use gitstafette_core::target::Target;
 use gitstafette_core::testing::{self, Format, Hook};
 use gitstafette_server::config::Config;
-use gitstafette_server::{Addresses, Server};
+use gitstafette_server::{Addresses, RunError, Server};
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -48,7 +48,7 @@ pub struct TestServer {
     pub addresses: Addresses,
     pub store: Arc<dyn EventStore>,
     stop: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinHandle<Result<(), RunError>>,
 }
 
 /// The settings that tests start from; later lines of the same key are not allowed in TOML, so tests add others.
@@ -83,7 +83,7 @@ impl TestServer {
         let server = Server::bind(config.server, Arc::clone(&store)).await.unwrap();
         let (addresses, stop) = (server.local_addrs(), CancellationToken::new());
         let token = stop.clone();
-        let running = tokio::spawn(async move { server.run(token).await.unwrap() });
+        let running = tokio::spawn(server.run(token));
         Self { addresses, store, stop, running }
     }
 
@@ -91,10 +91,15 @@ impl TestServer {
         format!("http://{}{path}", self.addresses.http)
     }
 
-    /// Drains the server and waits for its end.
+    /// Drains the server and waits for its end, which must be complete.
     pub async fn stop(self) {
+        self.end().await.unwrap();
+    }
+
+    /// Drains the server and waits for its end.
+    pub async fn end(self) -> Result<(), RunError> {
         self.stop.cancel();
-        soon(self.running).await.unwrap();
+        soon(self.running).await.unwrap()
     }
 
     pub fn drain(&self) {
