@@ -1,5 +1,7 @@
 //! The command line. Every flag is a setting of the same name; what it means is decided in [`crate::config`].
 
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,12 +11,21 @@ use serde::Serialize;
 use crate::operate::Operation;
 use crate::settings::{self, ConfigError, Known, Settings};
 
-/// The exit code of a program whose configuration cannot be used; clap has the same for flags it does not know.
+/// The exit code for wrong usage and for a configuration that cannot be used; clap has the same for unknown flags.
 const MISCONFIGURED: u8 = 2;
+
+/// The exit codes of both programs, for their help.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    Success, or a complete shutdown after SIGINT or SIGTERM
+  1    Failure
+  2    Wrong usage or configuration
+  130  A second SIGINT cut the shutdown short
+  143  A second SIGTERM cut the shutdown short";
 
 /// Receives webhooks from a Gitstafette server and delivers them to a local target.
 #[derive(Parser)]
-#[command(name = "gitstafette-client", version)]
+#[command(name = "gitstafette-client", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do other than running.
     #[command(subcommand)]
@@ -57,41 +68,69 @@ pub enum ConfigCommand {
     /// Check the configuration that the environment and this file give
     Check {
         /// The configuration file
+        #[arg(value_name = "FILE", conflicts_with = "config")]
+        file: Option<PathBuf>,
+        /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
 }
 
-/// Does what the command asks for; what is left to run is a checked configuration.
+/// Does what the command asks for. If the program is to run then, returns the checked configuration.
 ///
 /// # Errors
 /// The exit code with which the program is to end now: all is done, or the configuration is wrong and it was said why.
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "both programs talk to whoever started them")]
 pub fn configure<C>(
     known: Known,
     command: Option<Command>,
     file: Option<PathBuf>,
     flags: &impl Serialize,
     read: impl FnOnce(Settings) -> Result<C, ConfigError>,
+    remarks: impl FnOnce(&C) -> &[String],
 ) -> Result<C, ExitCode> {
     let (file, check) = match command {
         None => (file, false),
-        Some(Command::Config { command: ConfigCommand::Check { config } }) => (config.or(file), true),
-        Some(Command::Config { command: ConfigCommand::Default }) => {
-            print!("{}", known.defaults);
-            return Err(ExitCode::SUCCESS);
+        Some(Command::Config { command: ConfigCommand::Check { file: named, config } }) => {
+            (named.or(config).or(file), true)
         }
+        Some(Command::Config { command: ConfigCommand::Default }) => return Err(print(known.defaults)),
     };
     let settings = Settings::load(known, file.as_deref(), settings::environment(), flags);
     let config = read(settings).map_err(|error| {
-        eprintln!("{error}");
+        complain(&error);
         ExitCode::from(MISCONFIGURED)
     })?;
     if check {
-        println!("the configuration is fine");
-        return Err(ExitCode::SUCCESS);
+        for remark in remarks(&config) {
+            complain(&format!("warning: {remark}"));
+        }
+        return Err(print("the configuration is fine\n"));
     }
     Ok(config)
+}
+
+/// Tells why the program ends, in one line without a backtrace, and returns the exit code for a failure.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    // Not its causes: each error names its own where that helps.
+    complain(&format!("error: {error}"));
+    ExitCode::FAILURE
+}
+
+/// Tells something on standard error. Nobody is told if it is closed.
+pub fn complain(text: &dyn fmt::Display) {
+    drop(writeln!(io::stderr(), "{text}"));
+}
+
+/// Prints on standard output. A reader that goes away early (`| head`) is no error.
+fn print(text: &str) -> ExitCode {
+    let mut output = io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("error: standard output: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// The flags that both programs have.

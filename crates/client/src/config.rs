@@ -14,11 +14,11 @@ use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientOptions;
-use crate::connect::ServerAddress;
+use crate::connect::{ServerAddress, is_sendable};
 use crate::info::Identity;
 use crate::logging::{LogFormat, LogLevel};
 use crate::route::Route;
-use crate::settings::{ConfigError, Known, Settings};
+use crate::settings::{ConfigError, Known, OtherProgram, Settings};
 use crate::tls::{IdentityFiles, PemFiles, TlsError};
 use target::{Chosen, policy, target};
 
@@ -30,7 +30,49 @@ pub use target::{
 pub const DEFAULTS: &str = include_str!("config.default.toml");
 
 /// The settings there are. Variables by other names: those of the Go implementation.
-pub const KNOWN: Known = Known { defaults: DEFAULTS, environment: &[("OAUTH_TOKEN", &["token"])] };
+pub const KNOWN: Known = Known {
+    defaults: DEFAULTS,
+    environment: &[("OAUTH_TOKEN", &["token"])],
+    other: OtherProgram { name: "gitstafette-server", keys: server_keys },
+};
+
+/// The settings that only the server has, in alphabetical order. A test of the server compares them with its default file.
+pub const SERVER_KEYS: &[&str] = &[
+    "admin-bind",
+    "admin-port",
+    "admin-token",
+    "admin-token-file",
+    "allow-anonymous",
+    "allow-unsigned",
+    "bind",
+    "body-limit",
+    "client-token",
+    "client-token-file",
+    "drain-timeout",
+    "forget-clients",
+    "grpc-health-port",
+    "grpc-port",
+    "heartbeat-interval",
+    "http-tls",
+    "inflight-limit",
+    "max-client-ids",
+    "max-connections",
+    "outgoing-limit",
+    "publisher-token",
+    "publisher-token-file",
+    "redelivery",
+    "relay",
+    "repositories",
+    "request-timeout",
+    "retention-age",
+    "retention-bytes",
+    "retention-count",
+    "store",
+];
+
+fn server_keys() -> Vec<String> {
+    SERVER_KEYS.iter().map(|key| (*key).to_owned()).collect()
+}
 
 /// The shortest stream: below that, a client would do little else than connecting.
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
@@ -90,11 +132,10 @@ impl Config {
         let given_id = settings.optional("client-id");
         let mut remarks = remarks(&server, &filter, place.is_some(), given_id.is_some());
         remarks.extend(remark);
-        remarks.extend(settings.unknown_variables());
         let client_id = given_id.unwrap_or_else(|| default_client_id(place.is_some()));
         let policy = policy(&mut settings);
         let stream_window = stream_window(&mut settings);
-        let info_port = settings.optional("info-port").filter(|port| *port != 0);
+        let info_port = settings.optional_port("info-port").filter(|port| *port != 0);
         let health_port = health_port(&mut settings, place.as_ref(), info_port);
         let identity = Identity {
             name: settings.optional("name").unwrap_or_else(machine),
@@ -104,6 +145,7 @@ impl Config {
         };
         let log_format = settings.value("log-format", LogFormat::Text);
         let log_level = settings.value("log-level", LogLevel::default());
+        remarks.extend_from_slice(settings.warnings());
         let client = ClientOptions {
             server,
             subscription: Subscription {
@@ -164,7 +206,7 @@ pub fn server(settings: &mut Settings, files: &PemFiles) -> ServerAddress {
         // A URL without a port means its scheme's own (RFC 9110 §4.2).
         (None, Some("https")) if !settings.is_set("port") => 443,
         (None, Some("http")) if !settings.is_set("port") => 80,
-        (None, _) => settings.value("port", 1), // a wrong one is reported as itself
+        (None, _) => settings.port("port", 1), // a wrong one is reported as itself
     };
     if host.is_empty() || host.contains(['/', '@', '?']) || port == 0 {
         settings.problem("server", "wants a host, host:port or https://host:port");
@@ -197,6 +239,9 @@ fn token(settings: &mut Settings, key: &str) -> Option<Secret> {
     if tokens.len() > 1 {
         settings.problem(key, "is given more than once: as a value and as a file");
     }
+    if !tokens.iter().all(is_sendable) {
+        settings.problem(key, "has characters that a request cannot carry: is it one line of visible ASCII?");
+    }
     tokens.pop()
 }
 
@@ -215,7 +260,7 @@ pub fn start(settings: &mut Settings) -> Start {
 
 /// Where `GET /health` is served, if at all.
 fn health_port(settings: &mut Settings, target: Option<&Place>, info: Option<u16>) -> Option<HealthPort> {
-    match settings.value("health-check-port", 0) {
+    match settings.port("health-check-port", 0) {
         0 => None,
         port if settings.is_set("health-check-port") => {
             if info == Some(port) {

@@ -9,22 +9,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use gitstafette_core::secret::Secret;
 use gitstafette_proto::MAX_MESSAGE_BYTES;
 use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
-use http::Uri;
+use http::header::CONTENT_TYPE;
+use http::{StatusCode, Uri};
+use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
+use tonic::body::Body;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
+use tower::Service;
 
+use crate::explain::{self, Fault};
 use crate::feed::Received;
 
 /// How long connecting may take, TLS included.
@@ -49,7 +55,7 @@ pub struct ServerAddress {
 }
 
 /// A server's methods.
-pub(crate) type Calls = GitstafetteClient<InterceptedService<Channel, Bearer>>;
+pub(crate) type Calls = GitstafetteClient<InterceptedService<PlainChannel, Bearer>>;
 
 /// A connection to the server.
 #[derive(Debug)]
@@ -81,6 +87,8 @@ impl ServerAddress {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         let (this, received) = (self.clone(), Received::default());
+        let far_end =
+            FarEnd { url: self.url().into(), is_tls: self.tls.is_some(), received: received.clone() };
         let counter = Arc::clone(&received.0);
         let dialled = Arc::new(AtomicU64::new(0));
         let dials = Arc::clone(&dialled);
@@ -89,33 +97,23 @@ impl ServerAddress {
             let (this, counter) = (this.clone(), Arc::clone(&counter));
             async move { this.dial().await.map(|stream| TokioIo::new(Counted { stream, counter })) }
         });
-        let channel =
-            endpoint.connect_with_connector(connector).await.map_err(|error| self.unreachable(&error))?;
-        let calls = GitstafetteClient::with_interceptor(channel, bearer)
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
+            Status::unavailable(format!("cannot connect to {}: {}", far_end.url, far_end.reason(&error)))
+        })?;
+        let calls = GitstafetteClient::with_interceptor(PlainChannel { channel, far_end }, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Connection { calls, received, dialled })
     }
 
-    /// The server cannot be reached: why, and what to change where that shows.
-    fn unreachable(&self, error: &(dyn Error + 'static)) -> Status {
-        let hint = match tls_cause(error) {
-            Some(rustls::Error::InvalidMessage(_)) => {
-                "; the server speaks plain text there: --insecure or http://"
-            }
-            Some(rustls::Error::InvalidCertificate(_)) => "; name the CA with --ca-file-location",
-            Some(_) => "",
-            None => "; is the server up, and are --server and --port right?",
-        };
-        Status::unavailable(format!("cannot connect to {}: {}{hint}", self.url(), root_cause(error)))
-    }
-
     async fn dial(self) -> io::Result<Either<TcpStream, tokio_rustls::client::TlsStream<TcpStream>>> {
         let dial = async {
-            let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+            let addresses: Vec<_> = explain::resolve(&self.host, self.port).await?.collect();
+            let stream = TcpStream::connect(&*addresses).await?;
             stream.set_nodelay(true)?;
             let Some(tls) = self.tls else { return Ok(Either::Left(stream)) };
-            let name = ServerName::try_from(self.host).map_err(io::Error::other)?;
+            let name = ServerName::try_from(self.host)
+                .map_err(|_| io::Error::other("the host is not a name that a certificate can have"))?;
             let mut tls = rustls::ClientConfig::clone(&tls);
             tls.alpn_protocols = vec![b"h2".to_vec()];
             TlsConnector::from(Arc::new(tls)).connect(name, stream).await.map(Either::Right)
@@ -123,6 +121,106 @@ impl ServerAddress {
         tokio::time::timeout(CONNECT_TIMEOUT, dial)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+}
+
+/// The far end of a connection, as errors name it.
+#[derive(Clone, Debug)]
+struct FarEnd {
+    url: Arc<str>,
+    is_tls: bool,
+    received: Received,
+}
+
+impl FarEnd {
+    /// Why a connection failed, and what to change.
+    fn reason(&self, error: &(dyn Error + 'static)) -> String {
+        let fault = Fault::of(error);
+        // A port that closes the connection without a byte speaks another protocol.
+        let is_mute = fault == Fault::Closed && self.received.bytes() == 0;
+        match fault {
+            Fault::NotTls => {
+                "the port does not speak TLS; if the server speaks plain text there, use --insecure or http://".to_owned()
+            }
+            Fault::NotHttp if self.is_tls => {
+                "the port does not speak HTTP/2, which gRPC needs; is it the server's gRPC port?".to_owned()
+            }
+            Fault::NotHttp => {
+                "the port does not speak HTTP/2 in plain text; if the server expects TLS there, use --secure or https://, else check --port".to_owned()
+            }
+            Fault::Closed if is_mute => {
+                "the port closed the connection without an answer; is it the server's gRPC port, and does it expect TLS (--secure or https://)?".to_owned()
+            }
+            Fault::Other(reason) if self.received.bytes() == 0 => {
+                format!("{reason}; is the server up, and are --server and --port right?")
+            }
+            fault => fault.to_string(),
+        }
+    }
+
+    /// A call's error in plain words. What the server itself answered stays as it is.
+    fn explain(&self, status: Status) -> Status {
+        let Some(error) = status.source() else { return status };
+        Status::unavailable(format!("the connection to {} failed: {}", self.url, self.reason(error)))
+    }
+
+    /// Refuses an answer that is not of gRPC, with the code that the gRPC documentation gives for its HTTP status ("HTTP to
+    /// gRPC Status Code Mapping").
+    fn check(&self, response: http::Response<Body>) -> Result<http::Response<Body>, Status> {
+        let headers = response.headers();
+        let is_grpc = |value: &http::HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+        if headers.contains_key("grpc-status") || headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
+            return Ok(response);
+        }
+        let code = match response.status() {
+            StatusCode::BAD_REQUEST => Code::Internal,
+            StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+            StatusCode::FORBIDDEN => Code::PermissionDenied,
+            StatusCode::NOT_FOUND => Code::Unimplemented,
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+            _ => Code::Unknown,
+        };
+        let status = response.status();
+        let message = format!(
+            "{} answered with the HTTP status {status} and not with gRPC; is it the server's gRPC port, and does a proxy before it pass gRPC on?",
+            self.url
+        );
+        Err(Status::new(code, message))
+    }
+}
+
+/// A channel whose errors are in plain words.
+#[derive(Clone, Debug)]
+pub(crate) struct PlainChannel {
+    channel: Channel,
+    far_end: FarEnd,
+}
+
+impl Service<http::Request<Body>> for PlainChannel {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Self::Response, Status>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        let far_end = &self.far_end;
+        self.channel.poll_ready(context).map_err(|error| far_end.explain(Status::from_error(error.into())))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let far_end = self.far_end.clone();
+        let answer = self.channel.call(request);
+        Box::pin(async move {
+            match answer.await {
+                Ok(response) => {
+                    let response = far_end.check(response)?;
+                    Ok(response.map(|body| Body::new(body.map_err(move |error| far_end.explain(error)))))
+                }
+                Err(error) => Err(far_end.explain(Status::from_error(error.into()))),
+            }
+        })
     }
 }
 
@@ -203,27 +301,9 @@ pub(crate) async fn is_reachable(host: &str, port: u16) -> bool {
     matches!(tokio::time::timeout(PROBE_TIMEOUT, connecting).await, Ok(Ok(_)))
 }
 
-/// What TLS has against it, if it is that. `io::Error` hides what it wraps from the chain of sources.
-fn tls_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner = inner.and_then(|inner| inner.downcast_ref());
-        if let Some(error) = inner.or_else(|| error.downcast_ref()) {
-            return Some(error);
-        }
-        cause = error.source();
-    }
-    None
-}
-
-/// The innermost cause: the outer ones only say "transport error".
-pub(crate) fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+/// Whether a request can carry this token.
+pub(crate) fn is_sendable(token: &Secret) -> bool {
+    Bearer::try_new(Some(token)).is_ok()
 }
 
 #[cfg(test)]

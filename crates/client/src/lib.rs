@@ -25,7 +25,7 @@
 //!
 //! Read on in the order a webhook travels: [`ServerAddress`] (connect), [`Feed`], `session`, [`Route`], `deliveries` with its
 //! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. The operator's commands are in
-//! [`operate`]. [`arguments`], [`settings`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both
+//! [`operate`]. [`arguments`], [`settings`], [`explain`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both
 //! programs.
 
 mod client;
@@ -49,6 +49,7 @@ pub mod allocator;
 pub mod arguments;
 pub mod cli;
 pub mod config;
+pub mod explain;
 pub mod health;
 pub mod info;
 pub mod logging;

@@ -5,17 +5,21 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::{anyhow, ensure};
 use clap::Parser;
 use gitstafette_client::cli::{self, Cli, ClientCommand, Flags};
 use gitstafette_client::config::{Config, HealthPort, KNOWN};
 use gitstafette_client::operate::{self, Access, Console, Operation};
-use gitstafette_client::{Client, arguments, health, info, logging, shutdown};
+use gitstafette_client::{Client, arguments, explain, health, info, logging, shutdown};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    start().unwrap_or_else(|error| cli::fail(&error))
+}
+
+fn start() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
     gitstafette_client::allocator::give_back_large_buffers(env!("CARGO_BIN_NAME"));
     let Cli { command, config: file, flags } = Cli::parse_from(arguments::typed());
@@ -24,7 +28,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Some(ClientCommand::Process(command)) => Some(command),
         None => None,
     };
-    let config = match cli::configure(KNOWN, command, file, &flags, Config::read) {
+    let config = match cli::configure(KNOWN, command, file, &flags, Config::read, |config| &config.remarks) {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
@@ -33,15 +37,14 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-#[expect(clippy::print_stderr, reason = "a command talks to whoever started it")]
 fn operate(operation: &Operation, file: Option<PathBuf>, flags: &Flags) -> anyhow::Result<ExitCode> {
     let read = |settings| Access::read(settings, flags);
-    let access = match cli::configure(KNOWN, None, file, flags, read) {
+    let access = match cli::configure(KNOWN, None, file, flags, read, |access: &Access| &access.remarks) {
         Ok(access) => access,
         Err(code) => return Ok(code),
     };
     logging::start(access.log_format, &access.log_level);
-    if let Some(remark) = access.remark {
+    for remark in &access.remarks {
         warn!("{remark}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -49,7 +52,7 @@ fn operate(operation: &Operation, file: Option<PathBuf>, flags: &Flags) -> anyho
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             if !error.is_quiet() {
-                eprintln!("{error}");
+                cli::complain(&error);
             }
             Ok(error.exit_code().into())
         }
@@ -64,7 +67,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     };
     let info = match config.info_port {
         None => None,
-        Some(port) => Some(everywhere(port).await.context(format!("--info-port {port}"))?),
+        Some(port) => {
+            let listener = everywhere(port).await;
+            Some(listener.map_err(|error| cannot_listen("--info-port", port, &error))?)
+        }
     };
     announce(&config, health.as_ref(), info.as_ref());
     let Config { client: options, output_closed, identity, .. } = config;
@@ -85,7 +91,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     while let Some(ended) = probes.join_next().await {
-        ended.context("a task that answers probes")?;
+        ended.map_err(|error| anyhow!("a task that answers probes failed: {error}"))?;
     }
     ensure!(!output_closed.is_cancelled(), "standard output was closed: what was not printed comes again");
     info!("stopped");
@@ -113,19 +119,22 @@ fn announce(config: &Config, health: Option<&TcpListener>, info: Option<&TcpList
 async fn listen(port: HealthPort) -> anyhow::Result<Option<TcpListener>> {
     match port {
         HealthPort::Wanted(number) => {
-            let listener = everywhere(number).await.context(format!("--health-check-port {number}"))?;
-            Ok(Some(listener))
+            let listener = everywhere(number).await;
+            listener.map(Some).map_err(|error| cannot_listen("--health-check-port", number, &error))
         }
         HealthPort::IfFree(number) => match TcpListener::bind((Ipv4Addr::LOCALHOST, number)).await {
             Ok(listener) => Ok(Some(listener)),
             Err(error) => {
-                warn!(
-                    "GET /health is not served: port {number}: {error}; choose one with --health-check-port, or 0"
-                );
+                let reason = explain::listen_error(&error);
+                warn!("GET /health is not served: --health-check-port {number}: {reason}, or 0 for none");
                 Ok(None)
             }
         },
     }
+}
+
+fn cannot_listen(flag: &str, port: u16, error: &std::io::Error) -> anyhow::Error {
+    anyhow!("{flag} {port}: {}", explain::listen_error(error))
 }
 
 /// A listener on all addresses.

@@ -3,8 +3,15 @@
 //! The embedded default file names every key and is the reference documentation. Values are read one by one, so
 //! that all mistakes are reported at once, each with the place it came from.
 
+mod environment;
+mod file;
+mod secret;
+mod suggest;
+mod values;
+
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,8 +22,10 @@ use figment::{Figment, Metadata, Profile, Provider};
 use gitstafette_core::secret::Secret;
 use serde::Serialize;
 
-/// The prefix of environment variables: the key `grpc-port` is `GITSTAFETTE_GRPC_PORT`.
-const PREFIX: &str = "GITSTAFETTE_";
+use file::{advice, file_layer, toml_layer, values_of};
+use values::{ByteSize, Ip, Number, Port, Span, Switch};
+
+pub use environment::environment;
 
 /// A program's settings: its default file, and the environment variables that it knows by other names.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +34,17 @@ pub struct Known {
     pub defaults: &'static str,
     /// Each variable with the keys it sets; the prefixed names win over these.
     pub environment: &'static [(&'static str, &'static [&'static str])],
+    /// The other program.
+    pub other: OtherProgram,
+}
+
+/// The other of the two programs. Both may share an environment, and their settings are easily confused.
+#[derive(Clone, Copy, Debug)]
+pub struct OtherProgram {
+    /// Its name.
+    pub name: &'static str,
+    /// The keys of its settings.
+    pub keys: fn() -> Vec<String>,
 }
 
 /// The name of the layer that is always there.
@@ -32,25 +52,19 @@ const DEFAULTS: &str = "defaults";
 /// The table whose keys are those of all tables beside it, with their defaults.
 const DEFAULT_TABLE: &str = "default";
 
-/// The environment's variables, without those that are not text: no setting is.
-pub fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-}
-
 /// The merged layers, and what was found wrong in them so far.
 #[derive(Default)]
 pub struct Settings {
     figment: Figment,
     problems: Vec<String>,
+    /// What the operator should know about values that can be used all the same.
+    warnings: Vec<String>,
     /// Stands before every key in them: the table that the keys are in.
     prefix: String,
     /// The keys whose values were found wrong.
     wrong: BTreeSet<String>,
     /// The default file's values.
     defaults: Dict,
-    /// Variables with the prefix that name no setting.
-    unknown: Vec<String>,
 }
 
 /// One layer: where it comes from, and its values by key.
@@ -87,28 +101,28 @@ impl Settings {
         environment: impl IntoIterator<Item = (String, String)>,
         flags: &impl Serialize,
     ) -> Self {
-        let Known { defaults, environment: aliases } = known;
+        let Known { defaults, environment: aliases, other } = known;
         let mut problems = Vec::new();
         let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
-        let from_file = file.map(|path| file_layer(path, &known, &mut problems));
+        let from_file = file.map(|path| file_layer(path, &known, Some(other), &mut problems));
         let environment: Vec<_> = environment.into_iter().collect();
         let mut figment = Figment::from(Layer { name: DEFAULTS.into(), values: known.clone() });
         if let Some(layer) = from_file {
             figment = figment.merge(layer);
         }
-        for layer in environment_layers(&environment, aliases, &known) {
+        for layer in environment::layers(&environment, aliases, &known) {
             figment = figment.merge(layer);
         }
         figment = figment.merge(Layer { name: "command line".into(), values: flag_values(flags) });
-        let unknown = unknown_variables(&environment, &known);
-        Self { figment, problems, defaults: known, unknown, ..Self::default() }
+        let warnings = environment::unknown(&environment, &known, &(other.keys)());
+        Self { figment, problems, warnings, defaults: known, ..Self::default() }
     }
 
     /// The defaults and a file's text, without environment and flags, for embedding.
     pub fn from_toml(defaults: &'static str, text: &str) -> Self {
         let mut problems = Vec::new();
         let known = values_of("the embedded defaults", Toml::string(defaults).data(), &mut problems);
-        let layer = toml_layer("the configuration", text, &known, &mut problems);
+        let layer = toml_layer("the configuration", text, &known, None, &mut problems);
         let figment = Figment::from(Layer { name: DEFAULTS.into(), values: known.clone() }).merge(layer);
         Self { figment, problems, defaults: known, ..Self::default() }
     }
@@ -141,11 +155,21 @@ impl Settings {
     fn table(&self, path: &str, template: &Dict, values: Dict) -> Self {
         let place = self.figment.find_metadata(path).map_or("", |metadata| &metadata.name).to_owned();
         let unknown = values.keys().filter(|key| !template.contains_key(*key));
-        let problems =
-            unknown.map(|key| format!("{path}.{key}: there is no such key (from {place})")).collect();
+        let problems = unknown
+            .map(|key| {
+                let advice = match self.defaults.get(key) {
+                    Some(value) if value.as_dict().is_none() => {
+                        "it belongs to no table: move it above the first [table]".to_owned()
+                    }
+                    _ => advice(key, template),
+                };
+                format!("{path}.{key}: there is no such key; {advice} (from {place})")
+            })
+            .collect();
         let figment = Figment::from(Layer { name: DEFAULTS.into(), values: template.clone() })
             .merge(Layer { name: place, values });
-        Self { figment, problems, prefix: format!("{path}."), defaults: template.clone(), ..Self::default() }
+        let (prefix, defaults) = (format!("{path}."), template.clone());
+        Self { figment, problems, prefix, defaults, ..Self::default() }
     }
 
     /// The keys of the table at `section`.
@@ -160,9 +184,10 @@ impl Settings {
         self.table(&format!("{section}.{name}"), &template, values)
     }
 
-    /// Takes over what was found wrong in a table.
+    /// Takes over what was found in a table.
     pub fn absorb(&mut self, table: Self) {
         self.problems.extend(table.problems);
+        self.warnings.extend(table.warnings);
     }
 
     /// The texts of a key: a list's elements, a text's parts between commas, nothing if it is empty.
@@ -243,11 +268,35 @@ impl Settings {
 
     /// A number between 1 and `most`.
     pub fn count(&mut self, key: &str, most: u64) -> u64 {
-        let count = self.value(key, 1);
+        let count = self.value(key, Number(1)).0;
         if !(1..=most).contains(&count) {
             self.problem(key, &format!("must be between 1 and {most}"));
         }
         count.clamp(1, most)
+    }
+
+    /// A number from 0 to `most`.
+    pub fn number(&mut self, key: &str, most: u64) -> u64 {
+        let number = self.value(key, Number(0)).0;
+        if number > most {
+            self.problem(key, &format!("must be at most {most}"));
+        }
+        number.min(most)
+    }
+
+    /// A port; if it is wrong, `fallback` stands in as in [`value`](Self::value).
+    pub fn port(&mut self, key: &str, fallback: u16) -> u16 {
+        self.value(key, Port(fallback)).0
+    }
+
+    /// A port, `None` if it is empty.
+    pub fn optional_port(&mut self, key: &str) -> Option<u16> {
+        self.optional::<Port>(key).map(|port| port.0)
+    }
+
+    /// An IP address, `None` if it is empty or wrong.
+    pub fn optional_ip(&mut self, key: &str) -> Option<IpAddr> {
+        self.optional::<Ip>(key).map(|ip| ip.0)
     }
 
     /// Whether a key is `true`.
@@ -257,16 +306,32 @@ impl Settings {
 
     /// Secrets given as values of `key`, taken whole (a comma is part of one), and as files of `key`-file.
     pub fn secrets(&mut self, key: &str) -> Vec<Secret> {
-        let mut secrets: Vec<_> =
-            self.texts(key).into_iter().filter(|text| !text.is_empty()).map(Secret::new).collect();
+        let texts = self.texts(key).into_iter().filter(|text| !text.is_empty());
+        let values: Vec<_> = texts.map(|text| secret::from_value(&text)).collect();
+        let mut secrets = Vec::new();
+        for found in values {
+            secrets.extend(self.found(key, "", found));
+        }
         let file_key = format!("{key}-file");
         for path in self.list::<PathBuf>(&file_key) {
-            match read_secret(&path) {
-                Ok(secret) => secrets.push(secret),
-                Err(reason) => self.problem(&file_key, &format!("{}: {reason}", path.display())),
-            }
+            secrets.extend(self.found(&file_key, &format!("{}: ", path.display()), secret::read_file(&path)));
         }
         secrets
+    }
+
+    fn found(&mut self, key: &str, place: &str, found: Result<secret::Found, String>) -> Option<Secret> {
+        match found {
+            Ok(secret::Found { secret, warning }) => {
+                if let Some(warning) = warning {
+                    self.warning(key, &format!("{place}{warning}"));
+                }
+                Some(secret)
+            }
+            Err(reason) => {
+                self.problem(key, &format!("{place}{reason}"));
+                None
+            }
+        }
     }
 
     /// Whether the key was set by more than the defaults.
@@ -285,18 +350,25 @@ impl Settings {
         value.as_ref().and_then(texts_of) != self.defaults.get(key).and_then(texts_of)
     }
 
-    /// Variables with the prefix that name no setting: misspelt, or set by a platform for its own ends.
-    pub fn unknown_variables(&self) -> impl Iterator<Item = String> {
-        self.unknown.iter().map(|name| {
-            format!("the environment variable {name} is no setting; `config default` lists them all")
-        })
+    /// What the operator should know about settings that can be used all the same.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn warning(&mut self, key: &str, message: &str) {
+        self.warnings.push(self.located(key, message));
+    }
+
+    /// A message about a key, with the place that set it.
+    fn located(&self, key: &str, message: &str) -> String {
+        let place = self.figment.find_metadata(key).map_or("", |metadata| &metadata.name);
+        let place = if place.is_empty() { String::new() } else { format!(" (from {place})") };
+        format!("{}{key}: {message}{place}", self.prefix)
     }
 
     /// Notes a mistake in the value of `key`.
     pub fn problem(&mut self, key: &str, message: &str) {
-        let place = self.figment.find_metadata(key).map_or("", |metadata| &metadata.name);
-        let place = if place.is_empty() { String::new() } else { format!(" (from {place})") };
-        self.problems.push(format!("{}{key}: {message}{place}", self.prefix));
+        self.problems.push(self.located(key, message));
         self.wrong.insert(key.to_owned());
     }
 
@@ -322,6 +394,12 @@ impl Settings {
     }
 }
 
+/// The keys of a default file, without those of its tables.
+pub fn keys_of(defaults: &str) -> Vec<String> {
+    let values = values_of("the embedded defaults", Toml::string(defaults).data(), &mut Vec::new());
+    values.into_keys().collect()
+}
+
 /// All mistakes of a configuration.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
@@ -332,131 +410,6 @@ impl ConfigError {
     pub fn problems(&self) -> &[String] {
         &self.0
     }
-}
-
-/// A number of bytes with a unit: `512`, `64KiB`, `25MiB`, `1GiB`, `10MB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ByteSize(u64);
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("{text:?} is not a number of bytes such as 512, 64KiB, 25MiB or 1GiB");
-        let text = text.trim();
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, unit) = text.split_at(digits);
-        let factor = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "kib" | "k" => 1 << 10,
-            "mib" | "m" => 1 << 20,
-            "gib" | "g" => 1 << 30,
-            "kb" => 1_000,
-            "mb" => 1_000_000,
-            "gb" => 1_000_000_000,
-            _ => return Err(error()),
-        };
-        let number: u64 = number.parse().map_err(|_| error())?;
-        number.checked_mul(factor).map(Self).ok_or_else(error)
-    }
-}
-
-/// The longest duration of a setting: ten years. Any point in time that much later can be computed.
-const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 3600);
-
-/// A duration with a unit: `20s`, `5m`, `7d`; plain digits are seconds, as in the Go implementation's flags.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span(Duration);
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let seconds = text.trim().parse().map(Duration::from_secs);
-        let duration = seconds
-            .or_else(|_| humantime::parse_duration(text))
-            .map_err(|_| format!("{text:?} is not a duration such as 500ms, 20s, 5m or 7d"))?;
-        if duration > MAX_DURATION {
-            return Err(format!("{text:?} is more than 3650d, the longest duration"));
-        }
-        Ok(Self(duration))
-    }
-}
-
-/// On or off, in every spelling that Go's `flag` package takes (strconv.ParseBool).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Switch(bool);
-
-impl FromStr for Switch {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "true" | "True" | "TRUE" | "t" | "T" | "1" => Ok(Self(true)),
-            "false" | "False" | "FALSE" | "f" | "F" | "0" => Ok(Self(false)),
-            _ => Err(format!("{text:?} is neither true nor false")),
-        }
-    }
-}
-
-fn values_of(
-    name: &str,
-    data: Result<Map<Profile, Dict>, figment::Error>,
-    problems: &mut Vec<String>,
-) -> Dict {
-    match data {
-        Ok(mut profiles) => profiles.remove(&Profile::Default).unwrap_or_default(),
-        Err(error) => {
-            // The lines after the first quote the file, and the quoted line may hold a secret.
-            let error = error.to_string();
-            problems.push(format!("{name}: {}", error.lines().next().unwrap_or_default()));
-            Dict::new()
-        }
-    }
-}
-
-fn file_layer(path: &Path, known: &Dict, problems: &mut Vec<String>) -> Layer {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
-        problems.push(format!("config: {name}: {error}"));
-        String::new()
-    });
-    toml_layer(&name, &text, known, problems)
-}
-
-fn toml_layer(name: &str, text: &str, known: &Dict, problems: &mut Vec<String>) -> Layer {
-    let values = values_of(name, Toml::string(text).data(), problems);
-    for key in values.keys().filter(|key| !known.contains_key(*key)) {
-        problems.push(format!("{key}: there is no such key; `config default` lists them all (from {name})"));
-    }
-    Layer { name: name.to_owned(), values }
-}
-
-fn environment_layers(
-    environment: &[(String, String)],
-    aliases: &[(&str, &[&str])],
-    known: &Dict,
-) -> Vec<Layer> {
-    let lookup = |name: &str| environment.iter().find(|(other, _)| other == name).map(|(_, value)| value);
-    let layer = |variable: &str, keys: &[&str]| {
-        // Kubernetes sets NAME_PORT=tcp://… for every service NAME: not meant for us.
-        let value = lookup(variable).filter(|value| !value.is_empty() && !value.starts_with("tcp://"))?;
-        let values = keys.iter().map(|key| ((*key).to_owned(), Value::from(value.clone()))).collect();
-        Some(Layer { name: format!("environment variable {variable}"), values })
-    };
-    let prefixed = known.keys().filter_map(|key| layer(&variable(key), &[key]));
-    aliases.iter().filter_map(|(variable, keys)| layer(variable, keys)).chain(prefixed).collect()
-}
-
-fn unknown_variables(environment: &[(String, String)], known: &Dict) -> Vec<String> {
-    let names: BTreeSet<String> = known.keys().map(|key| variable(key)).collect();
-    let set = environment.iter().filter(|(_, value)| !value.starts_with("tcp://")).map(|(name, _)| name);
-    set.filter(|name| name.starts_with(PREFIX) && !names.contains(*name)).cloned().collect()
-}
-
-/// The variable of a key: `grpc-port` is `GITSTAFETTE_GRPC_PORT`.
-fn variable(key: &str) -> String {
-    format!("{PREFIX}{}", key.replace('-', "_").to_ascii_uppercase())
 }
 
 /// The keys of the flags that were given.
@@ -494,12 +447,6 @@ fn texts_of(value: &Value) -> Option<Vec<String>> {
         Value::Char(_, char) => Some(vec![char.to_string()]),
         Value::Dict(..) => None,
     }
-}
-
-fn read_secret(path: &Path) -> Result<Secret, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let secret = bytes.trim_ascii_end();
-    if secret.is_empty() { Err("the file is empty".into()) } else { Ok(Secret::new(secret)) }
 }
 
 #[cfg(test)]

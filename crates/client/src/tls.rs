@@ -1,13 +1,15 @@
 //! TLS from PEM files. The only module that knows how PEM is read, so that the reader can be exchanged in one place.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::{BuilderVerifierExt, Verifier};
+
+use crate::explain::file_error;
 
 /// The PEM files that identify one side and say whom it trusts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub struct IdentityFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// It cannot be read.
-    #[error("{path}: cannot be read: {source}")]
+    #[error("{path}: cannot be read: {}", file_error(source))]
     Read {
         /// The file.
         path: String,
@@ -167,7 +169,12 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, TlsError> {
-    File::open(path).map(BufReader::new).map_err(|source| read_error(path, source))
+    let mut file = File::open(path).map(BufReader::new).map_err(|source| read_error(path, source))?;
+    // Windows' editors put a byte order mark before the first line, which then begins with no dashes.
+    if file.fill_buf().map_err(|source| read_error(path, source))?.starts_with("\u{feff}".as_bytes()) {
+        file.consume("\u{feff}".len());
+    }
+    Ok(file)
 }
 
 fn read_error(path: &Path, source: io::Error) -> TlsError {
@@ -217,6 +224,21 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_and_windows_line_ends_do_no_harm() {
+        let files = Files::new();
+        let identity = files.identity("a");
+        let as_windows = |name: &str, path: &Path| {
+            let text = std::fs::read_to_string(path).unwrap().replace('\n', "\r\n");
+            files.write(name, &format!("\u{feff}{text}"))
+        };
+        let (certificate, key) =
+            (as_windows("b.pem", &identity.certificate), as_windows("b.key", &identity.key));
+        let pem =
+            PemFiles { ca: Some(certificate.clone()), identity: Some(IdentityFiles { certificate, key }) };
+        assert!(pem.client_config().is_ok());
+    }
+
+    #[test]
     fn errors_name_file_and_check() {
         let files = Files::new();
         let (a, b) = (files.identity("a"), files.identity("b"));
@@ -228,7 +250,7 @@ mod tests {
         let missing = files.folder.path().join("missing.pem");
         assert!(
             error(&with(&missing, &a.certificate, &a.key))
-                .contains("missing.pem: cannot be read: No such file")
+                .contains("missing.pem: cannot be read: there is no such file")
         );
         assert!(error(&with(&text, &a.certificate, &a.key)).ends_with("text.pem: holds no PEM certificate"));
         assert!(

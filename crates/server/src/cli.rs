@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser};
-use gitstafette_client::cli::{Command, CommonFlags};
+use gitstafette_client::cli::{Command, CommonFlags, EXIT_CODES};
 use serde::Serialize;
 
 /// Takes webhooks, stores them durably and streams them to clients behind firewalls.
 #[derive(Parser)]
-#[command(name = "gitstafette-server", version, args_conflicts_with_subcommands = true)]
+#[command(name = "gitstafette-server", version, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do other than running.
     #[command(subcommand)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gitstafette_client::config::pem_files;
 use gitstafette_client::logging::{LogFormat, LogLevel};
-use gitstafette_client::settings::{ConfigError, Known, Settings};
+use gitstafette_client::settings::{ConfigError, Known, OtherProgram, Settings, keys_of};
 use gitstafette_core::repository::Watchlist;
 use gitstafette_core::store::{Options, Redelivery, Retention};
 use gitstafette_core::subscription::Window;
@@ -32,7 +32,12 @@ pub const DEFAULTS: &str = include_str!("config.default.toml");
 pub const KNOWN: Known = Known {
     defaults: DEFAULTS,
     environment: &[("OAUTH_TOKEN", &["client-token"]), ("PORT", &["port", "grpc-port", "grpc-health-port"])],
+    other: OtherProgram { name: "gitstafette-client", keys: client_keys },
 };
+
+fn client_keys() -> Vec<String> {
+    keys_of(gitstafette_client::config::DEFAULTS)
+}
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -106,7 +111,6 @@ impl Config {
             );
         }
         remarks.extend(redis_remark(settings));
-        remarks.extend(settings.unknown_variables());
         let given_name: Option<String> = settings.optional("name");
         let is_named = given_name.is_some();
         let name = given_name.unwrap_or_else(machine);
@@ -115,6 +119,7 @@ impl Config {
         }
         let relays = relay::configured(settings, &name);
         remarks.extend(name_remark(is_named, &name, &relays));
+        remarks.extend_from_slice(settings.warnings());
         let config = Self {
             server: ServerOptions {
                 name,
@@ -176,7 +181,7 @@ fn tls(settings: &mut Settings) -> (Option<ServerTls>, bool) {
 /// verified and clients authenticated, or each is explicitly waived.
 fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (Listeners, bool) {
     let authenticated = settings.flag("allow-anonymous") || authenticated;
-    let bind: Option<IpAddr> = settings.optional("bind");
+    let bind = settings.optional_ip("bind");
     let ip = match bind {
         Some(ip) => Some(ip),
         None if verified && authenticated => None,
@@ -196,8 +201,8 @@ fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (L
         );
     }
     let at = |port| Address { ip, port };
-    let (port, grpc_port) = (settings.value("port", 0), settings.value("grpc-port", 0));
-    let health_port = settings.value("grpc-health-port", 0);
+    let (port, grpc_port) = (settings.port("port", 0), settings.port("grpc-port", 0));
+    let health_port = settings.port("grpc-health-port", 0);
     // Two zeros are two ports that the system chooses.
     if port == grpc_port && port != 0 {
         // The default is for two ports: beside one for all, health has its own only when asked.
@@ -213,8 +218,8 @@ fn listeners(settings: &mut Settings, verified: bool, authenticated: bool) -> (L
 
 /// The listener for operators, if it is wanted.
 fn admin(settings: &mut Settings, clients: &ClientAuth) -> Option<Address> {
-    let ip: IpAddr = settings.value("admin-bind", Ipv4Addr::LOCALHOST.into());
-    let port = settings.optional("admin-port")?;
+    let ip = settings.optional_ip("admin-bind").unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let port = settings.optional_port("admin-port")?;
     if !ip.is_loopback() && !clients.asks_for_token() {
         settings.problem(
             "admin-bind",
@@ -274,6 +279,11 @@ fn forget_clients(settings: &mut Settings) -> Option<Duration> {
 fn store_location(settings: &mut Settings) -> StoreLocation {
     match settings.optional::<String>("store") {
         Some(memory) if memory == "memory:" => StoreLocation::Memory,
+        Some(name) if name == "memory" || name.contains("://") || name.starts_with("memory:") => {
+            let advice = "is neither a folder nor memory: (with a colon); a folder of that name is ./";
+            settings.problem("store", &format!("{name:?} {advice}{name}"));
+            StoreLocation::Memory
+        }
         Some(folder) => StoreLocation::Folder(folder.into()),
         None => match state_folder(|name| std::env::var_os(name).map(PathBuf::from)) {
             Some(folder) => StoreLocation::Folder(folder),

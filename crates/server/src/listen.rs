@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use gitstafette_client::explain::listen_error;
 use gitstafette_client::tls::TlsError;
 use gitstafette_core::store::StoreError;
 use http::{Request, Response};
@@ -327,7 +328,7 @@ where
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// A listener cannot be bound.
-    #[error("cannot listen on {address} for {purpose}: {source}")]
+    #[error("cannot listen on {address} for {purpose}: {}", listen_error(source))]
     Listen {
         /// Where.
         address: String,

@@ -11,11 +11,15 @@ use gitstafette_server::config::{Config, KNOWN, StoreLocation};
 use gitstafette_server::{Server, ServerOptions};
 use tracing::{info, warn};
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    start().unwrap_or_else(|error| cli::fail(&error))
+}
+
+fn start() -> anyhow::Result<ExitCode> {
     #[cfg(unix)]
     gitstafette_client::allocator::give_back_large_buffers(env!("CARGO_BIN_NAME"));
-    let cli = Cli::parse_from(arguments::typed());
-    let config = match cli::configure(KNOWN, cli.command, cli.config, &cli.flags, Config::read) {
+    let Cli { command, config: file, flags } = Cli::parse_from(arguments::typed());
+    let config = match cli::configure(KNOWN, command, file, &flags, Config::read, |config| &config.remarks) {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };

@@ -142,7 +142,7 @@ pub(super) fn target(settings: &mut Settings, files: &PemFiles) -> Chosen {
 
 /// How often and how long a target is tried.
 pub(super) fn policy(settings: &mut Settings) -> DeliveryPolicy {
-    let attempts: u32 = settings.value("give-up-attempts", 0);
+    let attempts = u32::try_from(settings.number("give-up-attempts", u32::MAX.into())).unwrap_or(u32::MAX);
     DeliveryPolicy {
         backoff: backoff(settings),
         give_up_after: settings.duration("give-up-after"),
@@ -214,7 +214,7 @@ pub fn is_relay(settings: &mut Settings, keys: &[&str]) -> bool {
 /// The URL that `relay-host`, `relay-port` and `relay-path` make up.
 pub fn relay_url(settings: &mut Settings, scheme: &str) -> String {
     let host: String = settings.value("relay-host", String::new());
-    let port: u16 = settings.value("relay-port", 0);
+    let port = settings.port("relay-port", 0);
     let path: String = settings.optional("relay-path").unwrap_or_default();
     format!("{scheme}://{}/{}", authority(&host, port), path.trim_start_matches('/'))
 }
@@ -226,7 +226,7 @@ fn server_target(
     timeout: Duration,
 ) -> Option<(Arc<dyn Target>, Place)> {
     let host: String = settings.value("relay-host", String::new());
-    let port = if settings.is_set("relay-port") { settings.value("relay-port", 0) } else { GRPC_PORT };
+    let port = if settings.is_set("relay-port") { settings.port("relay-port", 0) } else { GRPC_PORT };
     let is_plain = settings.flag("relay-insecure") || is_loopback(&host);
     let tls = if is_plain { None } else { Some(Arc::new(usable(settings, files, files.client_config())?)) };
     let server = ServerAddress { host, port, tls, token: token(settings, "relay-token") };

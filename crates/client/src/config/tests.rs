@@ -254,10 +254,67 @@ fn the_targets_port_is_left_to_it() {
 
 #[test]
 fn misspelt_variables_are_named() {
-    let config =
-        Config::read(settings(&[], &[("GITSTAFETTE_TOKENS", "x"), ("GITSTAFETTE_REPO", "octo/*")])).unwrap();
-    let named: Vec<_> = config.remarks.iter().filter(|remark| remark.contains("is no setting")).collect();
-    assert!(named.len() == 1 && named[0].contains("GITSTAFETTE_TOKENS"), "{named:?}");
+    let variables = [
+        ("GITSTAFETTE_TOKENS", "x"),
+        ("GITSTAFETTE_REPO", "octo/*"),
+        ("GITSTAFETTE_GRPC_PORT", "50051"),
+        ("GITSTAFETTE_SERVICE_HOST", "10.0.0.1"),
+        ("GITSTAFETTE_PORT", "tcp://10.0.0.1:1323"),
+    ];
+    let config = Config::read(settings(&[], &variables)).unwrap();
+    let named: Vec<_> = config.remarks.iter().filter(|remark| remark.contains("is not a setting")).collect();
+    let expected =
+        "the environment variable GITSTAFETTE_TOKENS is not a setting; did you mean GITSTAFETTE_TOKEN?";
+    assert_eq!(named, [expected]);
+}
+
+/// Every key, with values that no setting takes.
+#[test]
+fn mistakes_are_told_in_plain_words() {
+    let keys = crate::settings::keys_of(DEFAULTS);
+    assert!(keys.len() > 20, "the default file was read");
+    for key in keys {
+        for value in ["", "-1", "x y", "1.5", "70000", "99999999999999999999"] {
+            let text = format!("{key} = {value:?}");
+            let Err(error) = Config::read(Settings::from_toml(DEFAULTS, &text)) else { continue };
+            for words in
+                ["target type", "invalid digit", "IP address syntax", "relative URL", "os error", "expected"]
+            {
+                assert!(!error.to_string().contains(words), "{text}: {error}");
+            }
+        }
+    }
+    let port = problems(&["--port=70000"]);
+    assert_eq!(port, "port: \"70000\" is not a port: a whole number from 0 to 65535 (from command line)");
+    let target = problems(&["--target=jenkins:8080/hook"]);
+    assert!(target.contains("not a URL to post to: it must begin with http:// or https://"), "{target}");
+}
+
+#[test]
+fn commands_that_are_nearly_right_are_suggested() {
+    for (wrong, right) in [
+        ("event list", "'events'"),
+        ("events lst", "'list'"),
+        ("events redelivr 1", "'redeliver'"),
+        ("subscription list", "'subscriptions'"),
+        ("watchlst list", "'watchlist'"),
+        ("stats", "'statistics'"),
+        ("confg check", "'config'"),
+        ("config chek", "'check'"),
+        ("relay list", "'relays'"),
+    ] {
+        let line: Vec<_> = wrong.split(' ').collect();
+        let error = Cli::try_parse_from(typed(&line)).err().unwrap();
+        assert_eq!(error.exit_code(), 2, "{wrong}");
+        let error = error.to_string();
+        assert!(error.contains("similar subcommand") && error.contains(right), "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn a_token_that_no_request_can_carry() {
+    let error = Config::read(settings(&[], &[("GITSTAFETTE_TOKEN", "a\nb")])).unwrap_err().to_string();
+    assert!(error.starts_with("token: has characters that a request cannot carry"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The commands and their flags.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -144,10 +145,10 @@ struct Selection {
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Since>,
     /// Not before this sequence
-    #[arg(long, value_name = "SEQUENCE", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SEQUENCE", value_parser = sequence)]
     first: Option<u64>,
     /// Not after this sequence
-    #[arg(long, value_name = "SEQUENCE", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SEQUENCE", value_parser = sequence)]
     last: Option<u64>,
 }
 
@@ -185,7 +186,7 @@ pub struct List {
     #[arg(long, value_name = "NAME", requires = "fate")]
     target: Option<Box<str>>,
     /// How many events at most
-    #[arg(long, value_name = "COUNT", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value = "20", value_parser = count)]
     pub(super) limit: u32,
     /// The first accepted first
     #[arg(long)]
@@ -207,7 +208,7 @@ impl List {
 #[derive(Debug, Args)]
 pub struct Show {
     /// The event
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_parser = sequence)]
     pub(super) sequence: u64,
     /// Print JSON
     #[arg(long)]
@@ -237,7 +238,7 @@ impl Follow {
 pub struct Redeliver {
     /// One event
     #[arg(
-        value_parser = clap::value_parser!(u64).range(1..),
+        value_parser = sequence,
         conflicts_with_all = ["repo", "event", "delivery", "since", "first", "last", "dead_letters", "limit"],
     )]
     pub(super) sequence: Option<u64>,
@@ -259,7 +260,7 @@ pub struct Redeliver {
     #[arg(long, value_name = "NAME")]
     to_target: Option<Box<str>>,
     /// How many events at most, the oldest first
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", value_parser = count)]
     pub(super) limit: Option<u32>,
     /// Do not ask before several events are redelivered; needed without a terminal
     #[arg(long)]
@@ -304,6 +305,20 @@ impl Since {
     }
 }
 
+/// A sequence as it is typed.
+fn sequence(text: &str) -> Result<u64, String> {
+    at_least_1(text).ok_or_else(|| format!("not a sequence: a whole number from 1 to {}", u64::MAX))
+}
+
+/// A number of events as it is typed.
+fn count(text: &str) -> Result<u32, String> {
+    at_least_1(text).ok_or_else(|| format!("not a whole number from 1 to {}", u32::MAX))
+}
+
+fn at_least_1<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|number| *number >= T::from(1))
+}
+
 fn since(text: &str) -> Result<Since, String> {
     let whole_day = format!("{text}T00:00:00Z");
     humantime::parse_duration(text)
@@ -318,6 +333,19 @@ fn since(text: &str) -> Result<Since, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_from_1() {
+        assert_eq!((sequence("1"), sequence("18446744073709551615")), (Ok(1), Ok(u64::MAX)));
+        assert_eq!((count("1"), count("4294967295")), (Ok(1), Ok(u32::MAX)));
+        for wrong in ["0", "-1", "x", "", "18446744073709551616"] {
+            assert_eq!(
+                sequence(wrong),
+                Err("not a sequence: a whole number from 1 to 18446744073709551615".into())
+            );
+            assert_eq!(count(wrong), Err("not a whole number from 1 to 4294967295".into()));
+        }
+    }
 
     #[test]
     fn times_are_ages_or_points() {

@@ -45,7 +45,7 @@ pub struct Access {
     /// What is logged: warnings, unless something else is asked for.
     pub log_level: LogLevel,
     /// What the operator should know about these settings.
-    pub remark: Option<String>,
+    pub remarks: Vec<String>,
 }
 
 impl Access {
@@ -65,8 +65,9 @@ impl Access {
         let log_level =
             if settings.is_set("log-level") { settings.value("log-level", warnings) } else { warnings };
         let log_format = settings.value("log-format", LogFormat::Text);
-        let remark = config::plain_text_remark(&server);
-        settings.finish(Self { server, log_format, log_level, remark })
+        let mut remarks: Vec<_> = config::plain_text_remark(&server).into_iter().collect();
+        remarks.extend_from_slice(settings.warnings());
+        settings.finish(Self { server, log_format, log_level, remarks })
     }
 }
 

@@ -30,7 +30,11 @@ fn the_server_is_named_before_the_command_or_after_it() {
     let by_environment =
         access("statistics", &[("GITSTAFETTE_SERVER", "[::1]:9"), ("GITSTAFETTE_TARGET", "x")]);
     assert_eq!(by_environment.unwrap().server.url(), "http://[::1]:9");
-    assert!(access("statistics --server relay.example --insecure", &[]).unwrap().remark.is_some());
+    assert_eq!(access("statistics --server relay.example --insecure", &[]).unwrap().remarks.len(), 1);
+    let misspelt = access("statistics", &[("GITSTAFETTE_TOKNE", "x"), ("GITSTAFETTE_STORE", "x")]).unwrap();
+    let expected =
+        "the environment variable GITSTAFETTE_TOKNE is not a setting; did you mean GITSTAFETTE_TOKEN?";
+    assert_eq!(misspelt.remarks, [expected]);
 }
 
 #[test]

@@ -11,12 +11,14 @@ use gitstafette_core::headers::{Headers, is_hop_by_hop, is_unsafe_to_forward};
 use gitstafette_core::target::{Attempt, Target, Verdict};
 use http::header::{LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use crate::connect::{PROBE_TIMEOUT, is_reachable, root_cause};
+use crate::connect::{PROBE_TIMEOUT, is_reachable};
+use crate::explain::{self, Fault};
 
 /// How much of a failed answer is kept for people, in bytes.
 const DETAIL_BYTES: usize = 2048;
@@ -57,6 +59,9 @@ impl HttpTarget {
     /// # Errors
     /// [`HttpTargetError`]: the URL cannot be posted to.
     pub fn try_new(url: &str, timeout: Duration, tls: rustls::ClientConfig) -> Result<Self, HttpTargetError> {
+        if !url.contains("://") {
+            return Err(HttpTargetError::Url("it must begin with http:// or https://".into()));
+        }
         let url = Url::parse(url).map_err(|error| HttpTargetError::Url(error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(HttpTargetError::Url("the scheme is neither http nor https".into()));
@@ -65,6 +70,7 @@ impl HttpTarget {
         let name = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
+            .dns_resolver(Resolver)
             // A target is near: a proxy from the environment is the way out, not in.
             .no_proxy()
             .http1_only()
@@ -288,18 +294,39 @@ impl BoundedBody {
     }
 }
 
-/// The error with its causes and without the URL, whose query may hold a token.
+/// Why an attempt failed, in plain words and without the URL, whose query may hold a token.
 fn describe(error: &reqwest::Error) -> String {
-    let what = if error.is_timeout() {
-        "timed out"
-    } else if error.is_connect() {
-        "cannot connect"
-    } else {
-        "the connection broke"
+    if error.is_timeout() {
+        return "timed out".to_owned();
+    }
+    let what = if error.is_connect() { "cannot connect" } else { "no answer" };
+    let reason = match std::error::Error::source(error).map(Fault::of) {
+        None => return what.to_owned(),
+        Some(Fault::NotTls) => {
+            "the port does not speak TLS; if the target speaks plain text there, use http:// in its URL".to_owned()
+        }
+        Some(Fault::NotHttp) => {
+            "the port does not speak HTTP; if the target expects TLS there, use https:// in its URL, else check the port".to_owned()
+        }
+        Some(Fault::Closed) => {
+            "the target closed the connection; check the port, and use https:// in the URL if it expects TLS".to_owned()
+        }
+        Some(fault) => fault.to_string(),
     };
-    match std::error::Error::source(error) {
-        Some(source) => format!("{what}: {}", root_cause(source)),
-        None => what.to_owned(),
+    format!("{what}: {reason}")
+}
+
+/// Looks up the target's host, with errors that [`Fault`] knows.
+struct Resolver;
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            // The client puts the URL's port in place of 0.
+            let addresses: Addrs =
+                Box::new(explain::resolve(name.as_str(), 0).await?.collect::<Vec<_>>().into_iter());
+            Ok(addresses)
+        })
     }
 }
 

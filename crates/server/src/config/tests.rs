@@ -49,6 +49,88 @@ fn every_flag_is_a_key_and_every_key_a_flag() {
 }
 
 #[test]
+fn each_program_knows_the_keys_of_the_other() {
+    use gitstafette_client::config::{DEFAULTS as CLIENT, SERVER_KEYS};
+    let client = keys_of(CLIENT);
+    let mut own = keys_of(DEFAULTS);
+    own.retain(|key| !client.contains(key));
+    assert_eq!(
+        own, SERVER_KEYS,
+        "SERVER_KEYS in crates/client/src/config.rs lists the keys that only the server has"
+    );
+    assert_eq!((KNOWN.other.keys)(), client);
+    let text = problems_of("target = \"http://a/\"");
+    assert!(
+        text.starts_with("target: there is no such key; it is a setting of gitstafette-client"),
+        "{text}"
+    );
+}
+
+fn problems_of(text: &str) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let cli = Cli::parse_from(typed(&[]));
+    let settings = Settings::load(KNOWN, Some(file.path()), [], &cli.flags);
+    Config::read(settings).unwrap_err().to_string()
+}
+
+/// Every key, with values that no setting takes.
+#[test]
+fn mistakes_are_told_in_plain_words() {
+    let keys = keys_of(DEFAULTS);
+    assert!(keys.len() > 25, "the default file was read");
+    for key in keys {
+        for value in ["", "-1", "x y", "1.5", "70000", "99999999999999999999"] {
+            let text = problems_or_nothing(&format!("{key} = {value:?}"));
+            for words in ["target type", "invalid digit", "IP address syntax", "os error", "expected"] {
+                assert!(!text.contains(words), "{key} = {value:?}: {text}");
+            }
+        }
+    }
+    assert!(problems(&["--bind=here"]).starts_with("bind: \"here\" is not an IP address such as 0.0.0.0"));
+    assert!(
+        problems(&["--port=70000"])
+            .starts_with("port: \"70000\" is not a port: a whole number from 0 to 65535")
+    );
+}
+
+fn problems_or_nothing(text: &str) -> String {
+    Config::from_toml(text).map_or_else(|error| error.to_string(), |_| String::new())
+}
+
+#[test]
+fn misplaced_and_misspelt_keys_get_a_suggestion() {
+    for (text, expected) in [
+        ("grpcPort = 1", "grpcPort: there is no such key; did you mean grpc-port? (from "),
+        (
+            "[relay.pull.a]\nservr = \"x\"",
+            "relay.pull.a.servr: there is no such key; did you mean server? (from ",
+        ),
+        (
+            "[relay.pull.a]\nserver = \"x\"\nbody-limit = \"1MiB\"",
+            "relay.pull.a.body-limit: there is no such key; it belongs to no table: move it above the first [table] (from ",
+        ),
+        ("store = \"memory\"", "store: \"memory\" is neither a folder nor memory: (with a colon)"),
+        ("store = \"postgres://x/y\"", "store: \"postgres://x/y\" is neither a folder nor memory:"),
+    ] {
+        let problems = problems_or_nothing(text);
+        assert!(problems.lines().any(|line| line.starts_with(expected)), "{text}: {problems}");
+    }
+    let folder = Config::from_toml("store = \"./memory\"").unwrap().store;
+    assert_eq!(folder, StoreLocation::Folder("./memory".into()));
+}
+
+#[test]
+fn commands_that_are_nearly_right_are_suggested() {
+    for (wrong, right) in [(&["confg", "check"][..], "'config'"), (&["config", "chek"], "'check'")] {
+        let error = Cli::try_parse_from([&["gitstafette-server"], wrong].concat()).err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        let error = error.to_string();
+        assert!(error.contains("similar subcommand") && error.contains(right), "{wrong:?}: {error}");
+    }
+}
+
+#[test]
 fn it_starts_with_nothing_on_loopback_and_says_what_is_missing() {
     let config = config(&[], &[]);
     let Listeners::Separate { http, grpc, health } = config.server.listeners else { panic!("two ports") };

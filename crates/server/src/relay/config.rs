@@ -73,7 +73,7 @@ fn of_flags(settings: &mut Settings) -> Option<(String, Settings)> {
     let text = |settings: &mut Settings, key| settings.optional::<String>(key).unwrap_or_default();
     let protocol = text(settings, "relay-protocol");
     let host = text(settings, "relay-host");
-    let port: u16 = settings.value("relay-port", 0);
+    let port = settings.port("relay-port", 0);
     let health = text(settings, "relay-health-check-path");
     let is_insecure = settings.flag("relay-insecure");
     let mut values =

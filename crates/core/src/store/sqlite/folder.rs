@@ -1,7 +1,7 @@
 //! The store's folder: private, and held by one process at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 use crate::store::OpenError;
@@ -60,7 +60,17 @@ pub(super) fn settle(folder: &Path) -> std::io::Result<()> {
 
 /// The refusal for what the system would not do with `path`.
 pub(super) fn unusable(path: &Path, error: &std::io::Error) -> OpenError {
-    OpenError::Unusable { path: path.display().to_string(), reason: error.to_string() }
+    let reason = match error.kind() {
+        ErrorKind::PermissionDenied => "permission denied; check the folder's owner and mode".to_owned(),
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+            "it is not a folder; choose another with --store".to_owned()
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            "the file system is read-only; choose another folder with --store".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    OpenError::Unusable { path: path.display().to_string(), reason }
 }
 
 fn make(folder: &Path) -> std::io::Result<()> {
