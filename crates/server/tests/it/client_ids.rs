@@ -90,7 +90,7 @@ async fn clients_that_stay_away_are_forgotten() {
     let relay = "[relay.push.configured]\nserver = \"127.0.0.1:1\"\n";
     let mut config = Config::from_toml(&settings(relay)).unwrap();
     assert_eq!(config.server.streams.forget_clients, Some(Duration::from_secs(90 * 24 * 3600)));
-    config.server.streams.forget_clients = Some(Duration::from_millis(1));
+    config.server.streams.forget_clients = Some(Duration::from_millis(50));
     let store = Arc::new(MemoryStore::new(config.store_options));
     let owner = Owner { label: "test".to_owned(), max_ids: 100 };
     for name in ["here", "away", "relay.push.configured", "relay.push.removed"] {
