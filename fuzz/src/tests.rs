@@ -8,7 +8,7 @@ use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{Event, SubscribeRequest, SubscribeResponse};
 use prost::Message;
 
-use crate::{convert, filter, webhook};
+use crate::{convert, filter, payload, webhook};
 
 /// The seeds of a target with their names.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -26,6 +26,13 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
 fn webhooks_hold() {
     for (_, seed) in seeds("webhook") {
         webhook::run(&seed);
+    }
+}
+
+#[test]
+fn payloads_hold() {
+    for (_, seed) in seeds("payload") {
+        payload::run(&seed);
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::headers::Headers;
 use crate::hop::Hops;
 use crate::repository::{RepositoryId, RepositoryName};
+use crate::text::is_showable;
 
 /// The store's own number of an event: starts at 1, grows in the order of acceptance, is never reused. There may
 /// be gaps.
@@ -126,9 +127,9 @@ impl fmt::Display for Source {
     }
 }
 
-/// Makes a type for an identifier that came from outside: 1 to 128 visible ASCII characters.
+/// Makes a type for an identifier that came from outside.
 macro_rules! identifier {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $is_valid:path, $rule:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         pub struct $name(Box<str>);
@@ -150,29 +151,36 @@ macro_rules! identifier {
             type Err = IdentifierError;
 
             fn from_str(text: &str) -> Result<Self, IdentifierError> {
-                let usable = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-                if usable { Ok(Self(text.into())) } else { Err(IdentifierError($what)) }
+                if $is_valid(text) { Ok(Self(text.into())) } else { Err(IdentifierError($rule)) }
             }
         }
     };
 }
 
 identifier!(
-    /// The sender's id of a webhook (`X-GitHub-Delivery`). Redeliveries of an event share it.
+    /// The sender's id of a webhook (`X-GitHub-Delivery`). Redeliveries of an event share it. GitHub sends a UUID, but a
+    /// webhook with another id is not refused for it.
     DeliveryId,
-    "delivery id"
+    is_showable,
+    "a delivery id is 1 to 256 bytes of text that can be shown on one line"
 );
 identifier!(
     /// The sender's id of the hook that fired (`X-GitHub-Hook-ID`). All hooks on one GitHub event share the
     /// delivery id, so an event's identity needs both.
     HookId,
-    "hook id"
+    is_visible_ascii,
+    "a hook id is 1 to 128 visible ASCII characters"
 );
 identifier!(
     /// Names a subscriber: its cursor is kept under this id.
     ClientId,
-    "client id"
+    is_visible_ascii,
+    "a client id is 1 to 128 visible ASCII characters"
 );
+
+fn is_visible_ascii(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
 
 impl FromStr for Source {
     type Err = IdentifierError;
@@ -180,19 +188,23 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, IdentifierError> {
         let usable = (1..=32).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-        if usable { Ok(Self(Cow::Owned(text.to_owned()))) } else { Err(IdentifierError("source")) }
+        if usable {
+            Ok(Self(Cow::Owned(text.to_owned())))
+        } else {
+            Err(IdentifierError("a source is 1 to 32 of a-z and -"))
+        }
     }
 }
 
 /// The text cannot be used as the identifier it was meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a {0} is 1 to 128 visible ASCII characters")]
+#[error("{0}")]
 pub struct IdentifierError(&'static str);
 
 /// The event's kind at its source: `pull_request` and its action `opened`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EventType {
-    /// The event's name (`X-GitHub-Event`).
+    /// The event's name (`X-GitHub-Event`): text that can be shown on a line.
     pub name: Box<str>,
     /// The payload's `action`, where the event has one that can be shown on a line (that of a `repository_dispatch` is
     /// anybody's choice).
@@ -230,7 +242,7 @@ pub struct Facts {
     pub repository_id: Option<RepositoryId>,
     /// The repository's full name, likewise.
     pub repository_name: Option<RepositoryName>,
-    /// Whom it belongs to: the repository's owner, else the organisation's or the installation's account.
+    /// Whom it belongs to: the repository's owner, else the account that the event names.
     pub owner: Option<Box<str>>,
     /// The GitHub App installation that it was sent for.
     pub installation_id: Option<u64>,
@@ -318,6 +330,13 @@ mod tests {
     fn identifiers_are_bounded_and_visible() {
         assert!("72d3162e-cc78-11e3-81ab-4c9367dc0958".parse::<DeliveryId>().is_ok());
         for text in ["", "a b", "a\n", "ä", &"x".repeat(129)] {
+            assert!(text.parse::<ClientId>().is_err(), "{text:?}");
+            assert!(text.parse::<HookId>().is_err(), "{text:?}");
+        }
+        for text in ["a b", "ä", &"x".repeat(256)] {
+            assert!(text.parse::<DeliveryId>().is_ok(), "{text:?}");
+        }
+        for text in ["", "a\n", "a\u{202e}", &"x".repeat(257)] {
             assert!(text.parse::<DeliveryId>().is_err(), "{text:?}");
         }
         assert_eq!("github".parse::<Source>(), Ok(Source::GITHUB));

@@ -49,11 +49,6 @@ impl Headers {
         Ok(text)
     }
 
-    /// The first field whose value is not UTF-8: neither the JSON nor the protobuf forms of a header can carry it.
-    pub fn first_not_text(&self) -> Option<&str> {
-        self.iter().find(|(_, value)| std::str::from_utf8(value).is_err()).map(|(name, _)| name)
-    }
-
     /// How many fields there are, repeats counted.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -166,7 +161,6 @@ mod tests {
         assert_eq!(headers.single("c"), Err(HeaderError::NotText("c")));
         assert_eq!(headers.single("d"), Err(HeaderError::Repeated("d")));
         assert_eq!(headers.single("e"), Err(HeaderError::Missing("e")));
-        assert_eq!(headers.first_not_text(), Some("c"));
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn forwarded<'a>(fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> Vec<v1::H
         .filter(|(name, _)| !is_hop_by_hop(name) && !is_unsafe_to_forward(name))
         .map(|(name, value)| v1::Header {
             name: canonical(name),
-            // What is stored is text: ingest takes no other.
+            // This wire has text only: bytes that are not UTF-8 are replaced by U+FFFD. Our own wire carries bytes.
             values: String::from_utf8_lossy(value).into_owned(),
         })
         .collect()

@@ -93,7 +93,9 @@ impl From<Refusal> for Problem {
         let status = match refusal {
             Refusal::Store(error) => return error.into(),
             Refusal::Signature(_) => StatusCode::UNAUTHORIZED,
-            Refusal::Classify(ClassifyError::ContentType) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Refusal::Classify(ClassifyError::ContentType | ClassifyError::ContentEncoding) => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
             Refusal::Classify(_) | Refusal::NoHeader(_) | Refusal::Incomplete => StatusCode::BAD_REQUEST,
             Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::TooSlow(_) | Refusal::Behind => StatusCode::REQUEST_TIMEOUT,

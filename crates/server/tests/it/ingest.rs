@@ -135,17 +135,14 @@ async fn bad_headers() {
 }
 
 #[tokio::test]
-async fn bad_bodies() {
+async fn bodies_that_are_no_objects() {
     let server = TestServer::start("").await;
-    let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    for text in ["", "x", "[]", "\"text\"", "null", "{\"a\":", "{} {}", &deep] {
-        refused(&server, &body("push", text), StatusCode::BAD_REQUEST, "not a JSON object").await;
-    }
     let secret = "hunter2";
-    let wrong_type = format!(r#"{{"repository":{{"id":"{secret}"}}}}"#);
-    refused(&server, &body("push", &wrong_type), StatusCode::BAD_REQUEST, "another type").await;
-    let answer = Sender::new(&server).request(&body("push", &wrong_type)).await.unwrap();
-    assert!(!answer.text().await.unwrap().contains(secret), "the payload is not quoted");
+    for text in ["", "x", "[]", "\"text\"", "null", "7", &format!("[\"{secret}\"]")] {
+        refused(&server, &body("push", text), StatusCode::BAD_REQUEST, "not a JSON object").await;
+        let answer = Sender::new(&server).request(&body("push", text)).await.unwrap();
+        assert!(!answer.text().await.unwrap().contains(secret), "the payload is not quoted");
+    }
     let form = changed(|request| {
         *request = hook(Format::Form).request("push", "delivery-1", &payload("x"));
         set(request, "Content-Type", "application/json");
@@ -251,25 +248,6 @@ async fn a_drop_at_a_time_runs_out_of_time() {
     soon(reading.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 408");
     dripping.abort();
-    assert_eq!(server.events().await, 0);
-}
-
-#[tokio::test]
-async fn a_header_that_is_not_utf8() {
-    let server = TestServer::start("").await;
-    let request = changed(|_| ());
-    let mut bytes =
-        head(&request, &format!("Content-Length: {}\r\nX-Anything: @\r\n", request.body.len())).into_bytes();
-    let at = bytes.iter().position(|byte| *byte == b'@').unwrap();
-    bytes[at] = 0xff;
-    bytes.extend_from_slice(&request.body);
-    let mut stream = TcpStream::connect(server.addresses.http).await.unwrap();
-    stream.write_all(&bytes).await.unwrap();
-    let answer = answer_of(&mut stream).await;
-    assert!(
-        answer.starts_with("HTTP/1.1 400 ") && answer.contains("x-anything is not valid UTF-8"),
-        "{answer}"
-    );
     assert_eq!(server.events().await, 0);
 }
 

@@ -8,6 +8,7 @@ mod chain;
 mod client_ids;
 mod commands;
 mod compat;
+mod content;
 mod crash;
 mod deferral;
 mod delivery;
