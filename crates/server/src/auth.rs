@@ -52,7 +52,7 @@ pub struct ClientAuth {
 /// Whether a caller that may publish is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publisher {
-    /// What it hands on is taken as it says.
+    /// Its webhooks need no signature. Their metadata is read from the webhooks all the same.
     Believed,
     /// The webhook's signature must hold, if the server has secrets.
     Unproven,

@@ -10,8 +10,7 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Extension, Router};
 use futures_util::{Stream, StreamExt};
-use gitstafette_core::classify::Hearsay;
-use gitstafette_core::event::{Event, Facts};
+use gitstafette_core::event::{Event, Facts, Webhook};
 use gitstafette_core::verify::Unverified;
 use gitstafette_proto::convert::check_headers;
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
@@ -20,7 +19,7 @@ use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::{PUBLISH, Peer, Publisher};
-use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Trust};
+use crate::ingest::{Account, CarrierCodec, Counted, Ingest};
 use crate::relay::{Intake, Taken};
 use crate::subscribe::{malformed, status};
 
@@ -97,7 +96,9 @@ impl Publications {
         if event.webhook.facts.hops.last().is_none() {
             return Err(Status::invalid_argument("hops: the server that publishes is the last"));
         }
-        let event = if publisher == Publisher::Believed || !self.ingest.verifies() {
+        // Without secrets there is nothing to verify.
+        let publisher = if self.ingest.verifies() { publisher } else { Publisher::Believed };
+        let event = if publisher == Publisher::Believed {
             event
         } else {
             match self.prove(event).await {
@@ -110,7 +111,7 @@ impl Publications {
         };
         let intake = Arc::clone(&self.intake);
         let taking = self.ingest.spawn(async move {
-            let taken = intake.take(event).await;
+            let taken = intake.take(event, publisher).await;
             drop(account);
             taken
         });
@@ -123,25 +124,25 @@ impl Publications {
                 let detail = format!("the body is larger than {limit} bytes, which --body-limit sets there");
                 answer(PublishResult::Refused, 0, detail)
             }
+            Taken::Unreadable(error) => answer(PublishResult::Refused, 0, error.to_string()),
         })
     }
 
-    /// Believes the webhook's own signature: what was read from it is read again. Its way is the publisher's word.
+    /// Verifies the webhook's own signature.
     async fn prove(&self, mut event: Event) -> Result<Event, Box<Disproved>> {
-        let facts = event.webhook.facts;
-        let unverified = Unverified { headers: event.webhook.headers, body: event.webhook.body };
-        let hearsay = Hearsay { delivery_id: Some(facts.delivery_id.clone()), repository_id: None };
-        match self.ingest.understand(unverified, Trust::Signature(hearsay), facts.received_at).await {
-            Ok(webhook) => {
-                event.webhook = webhook;
-                event.webhook.facts.hops = facts.hops;
+        let webhook = event.webhook;
+        let unverified = Unverified { headers: webhook.headers, body: webhook.body };
+        match self.ingest.verify(unverified).await {
+            Ok(verified) => {
+                let Unverified { headers, body } = verified.into_inner();
+                event.webhook = Webhook { facts: webhook.facts, headers, body };
                 Ok(event)
             }
             Err(error) => {
                 let detail = format!(
                     "{error}; what is published with a token of --publisher-token-file needs no signature"
                 );
-                Err(Box::new(Disproved { facts, detail }))
+                Err(Box::new(Disproved { facts: webhook.facts, detail }))
             }
         }
     }

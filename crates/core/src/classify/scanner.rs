@@ -188,7 +188,6 @@ impl<'a> Scanner<'a> {
     }
 
     #[cfg(not(any(test, feature = "testing")))]
-    #[expect(clippy::unused_self, reason = "counts in tests only")]
     fn count(&mut self, _: usize) {}
 
     /// How many bytes have been looked at, each as often as it was.

@@ -148,10 +148,11 @@ mod tests {
         ]
         .into_iter()
         .collect();
+        webhook.headers.append("x-odd", &b"caf\xe9"[..]);
         let event =
             Event { sequence: Sequence::new(7), redelivery: false, address: Address::default(), webhook };
         let wire = v1::WebhookEvent::from(&event);
-        assert_eq!(wire.headers, [header("X-A", "1"), header("X-A", "2")]);
+        assert_eq!(wire.headers, [header("X-A", "1"), header("X-A", "2"), header("X-Odd", "caf\u{fffd}")]);
         assert_eq!((wire.event_id.as_str(), wire.sequence), ("delivery-1", 7));
         assert_eq!(wire.body, event.webhook.body);
         assert_eq!(v1::WebhookEvent::from(v1::Event::from(&event)), wire, "the same from our wire");

@@ -23,7 +23,9 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use crate::auth::{PUSH, Peer, Publisher};
-use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Problem, Refusal, Seen, Trust, status};
+use crate::ingest::{
+    Accepted, Account, CarrierCodec, Counted, Ingest, PING_ANSWER, Problem, Refusal, Seen, Trust,
+};
 
 /// The one method, at its path.
 pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
@@ -89,7 +91,7 @@ async fn receive(
     request: v1::WebhookEventPushRequest,
     account: Account,
     seen: &mut Seen,
-) -> Result<Appended, Refusal> {
+) -> Result<Accepted, Refusal> {
     let event = request.webhook_event.unwrap_or_default();
     let headers = from_go_headers(event.headers)?;
     let is_believed = publisher == Publisher::Believed || !ingest.verifies();
@@ -110,20 +112,22 @@ fn own_body(body: Bytes) -> Bytes {
 
 /// What POST /v1/github/ would have answered. Never an error, not even when the store cannot take it: a server of the Go
 /// implementation whose push fails exits, with all that it has in memory.
-fn answer(concluded: Result<Appended, Problem>) -> Response<v1::WebhookEventPushResponse> {
+fn answer(concluded: Result<Accepted, Problem>) -> Response<v1::WebhookEventPushResponse> {
     let (accepted, code, description) = match concluded {
-        Ok(appended) => (true, status(appended), description(appended)),
+        Ok(accepted) => (true, accepted.status(), description(accepted)),
         Err(problem) => (false, problem.status(), problem.into_detail()),
     };
     let response_code = code.as_str().to_owned();
     Response::new(v1::WebhookEventPushResponse { response_code, response_description: description, accepted })
 }
 
-fn description(appended: Appended) -> String {
-    let sequence = appended.sequence();
-    match appended {
-        Appended::Stored { .. } => format!("stored as {sequence}"),
-        Appended::Repeat { .. } => format!("a repeat of {sequence}, which is not delivered yet"),
+fn description(accepted: Accepted) -> String {
+    match accepted {
+        Accepted::Appended(Appended::Stored { sequence, .. }) => format!("stored as {sequence}"),
+        Accepted::Appended(Appended::Repeat { sequence }) => {
+            format!("a repeat of {sequence}, which is not delivered yet")
+        }
+        Accepted::Ping => PING_ANSWER.to_owned(),
     }
 }
 

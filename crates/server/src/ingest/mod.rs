@@ -38,7 +38,7 @@ pub(crate) use body::BodyReader;
 pub(crate) use carrier::CarrierCodec;
 pub(crate) use inflight::MAX_WAITING_PER_CONNECTION;
 pub(crate) use problem::{Problem, Refusal};
-pub(crate) use receive::{Seen, Trust, status};
+pub(crate) use receive::{Accepted, PING_ANSWER, Seen, Trust};
 
 /// Bounds of what one request and all together may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

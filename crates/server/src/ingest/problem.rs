@@ -41,7 +41,9 @@ pub(crate) enum Refusal {
     Uncommitted(Duration),
     #[error("{0} is not on the watchlist; add it with --repositories or `gitstafette-client watchlist add`")]
     NotWatched(String),
-    #[error("the payload names neither a repository nor an owner; only --repositories '*' takes such events")]
+    #[error(
+        "the payload names neither a repository nor an account; only the watchlist entry * accepts such events (--repositories '*')"
+    )]
     OfNobody,
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -14,7 +14,7 @@ use gitstafette_core::classify::{self, Envelope, Hearsay};
 use gitstafette_core::event::{Facts, Timestamp, Webhook};
 use gitstafette_core::headers::{Headers, is_hop_by_hop};
 use gitstafette_core::store::Appended;
-use gitstafette_core::verify::{GitHubSignature, INLINE_BYTES, Unverified};
+use gitstafette_core::verify::{INLINE_BYTES, Unverified, Verified};
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
@@ -44,6 +44,20 @@ pub(crate) enum Trust {
     Caller(Hearsay),
 }
 
+/// What a webhook became that is not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// The store has it.
+    Appended(Appended),
+    /// A `ping` that names no account, as GitHub Apps send it when their webhook is set up. It is not stored: it belongs
+    /// to no repository, and only its sender waits for an answer.
+    Ping,
+}
+
+/// What a `ping` that is not stored is answered.
+pub(crate) const PING_ANSWER: &str =
+    "ping received; it names no repository and no account, so it is not stored or forwarded";
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Stored<'a> {
@@ -67,7 +81,7 @@ impl Ingest {
         let mut seen = Seen::default();
         let received = AssertUnwindSafe(self.receive(request, &mut seen)).catch_unwind().await;
         match self.conclude(received.unwrap_or(Err(Refusal::Internal)), &seen) {
-            Ok(appended) => accepted(appended, &seen),
+            Ok(accepted) => answer(accepted, &seen),
             Err(problem) => problem.into_response(),
         }
     }
@@ -75,13 +89,13 @@ impl Ingest {
     /// Logs and counts what became of a webhook.
     pub(crate) fn conclude(
         &self,
-        received: Result<Appended, Refusal>,
+        received: Result<Accepted, Refusal>,
         seen: &Seen,
-    ) -> Result<Appended, Problem> {
+    ) -> Result<Accepted, Problem> {
         let (status, concluded) = match received {
-            Ok(appended) => {
-                seen.log_accepted(appended);
-                (status(appended), Ok(appended))
+            Ok(accepted) => {
+                seen.log_accepted(accepted);
+                (accepted.status(), Ok(accepted))
             }
             Err(refusal) => {
                 let reason = refusal.to_string();
@@ -99,7 +113,7 @@ impl Ingest {
     }
 
     /// Receives one webhook: precheck, body, and what [`judge`](Self::judge) does.
-    async fn receive(&self, request: Request<Body>, seen: &mut Seen) -> Result<Appended, Refusal> {
+    async fn receive(&self, request: Request<Body>, seen: &mut Seen) -> Result<Accepted, Refusal> {
         let (parts, body) = request.into_parts();
         let headers = end_to_end(&parts.headers);
         if let Err(refusal) = self.precheck(&headers, seen) {
@@ -130,28 +144,34 @@ impl Ingest {
         trust: Trust,
         memory: impl Send + 'static,
         seen: &mut Seen,
-    ) -> Result<Appended, Refusal> {
+    ) -> Result<Accepted, Refusal> {
         seen.bytes = request.body.len();
         let limit = self.bodies.limits().body_bytes;
         if request.body.len() as u64 > limit {
             return Err(Refusal::TooLarge { limit });
         }
+        let mut claims = Hearsay::default();
         if let Trust::Signature(hearsay) | Trust::Caller(hearsay) = &trust {
             seen.envelope = Some(Envelope::read_relayed(&request.headers, hearsay)?);
+            claims = hearsay.clone();
         }
         let webhook = self.understand(request, trust, SystemTime::now().into()).await?;
         let facts = &*seen.facts.insert(webhook.facts.clone());
+        log_contradictions(&claims, facts);
+        let is_of_nobody =
+            facts.repository_name.is_none() && facts.repository_id.is_none() && facts.owner.is_none();
+        if is_of_nobody && &*facts.event_type.name == "ping" {
+            return Ok(Accepted::Ping);
+        }
         let watchlist = self.watchlist.current();
         if !watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref()) {
-            let is_of_nobody =
-                facts.repository_name.is_none() && facts.repository_id.is_none() && facts.owner.is_none();
             return Err(if is_of_nobody {
                 Refusal::OfNobody
             } else {
                 Refusal::NotWatched(facts.repository_label().into_owned())
             });
         }
-        self.append(webhook, memory, seen.started).await
+        self.append(webhook, memory, seen.started).await.map(Accepted::Appended)
     }
 
     /// Stores a webhook within the time of its request. If that is over, the store goes on, and so does its memory.
@@ -187,41 +207,71 @@ impl Ingest {
     }
 
     /// Verifies a webhook, unless the caller is trusted, and reads what it is.
-    pub(crate) async fn understand(
+    async fn understand(
         &self,
         request: Unverified,
         trust: Trust,
         received_at: Timestamp,
     ) -> Result<Webhook, Refusal> {
-        if request.body.len() <= INLINE_BYTES {
-            return verify_and_classify(request, self.signature.as_ref(), &trust, received_at);
+        let size = request.body.len();
+        let signature = self.signature.clone();
+        self.check(size, move || {
+            let verified = match (signature, &trust) {
+                (Some(signature), Trust::Sender | Trust::Signature(_)) => request.verify(&signature)?,
+                (None, _) | (_, Trust::Caller(_)) => request.waive(),
+            };
+            Ok(match trust {
+                Trust::Sender => classify::github(verified, received_at)?,
+                Trust::Signature(hearsay) | Trust::Caller(hearsay) => {
+                    classify::relayed(verified, &hearsay, received_at)?
+                }
+            })
+        })
+        .await
+    }
+
+    /// Verifies the signature of a webhook that another server publishes, if the server has secrets.
+    pub(crate) async fn verify(&self, request: Unverified) -> Result<Verified, Refusal> {
+        let size = request.body.len();
+        let signature = self.signature.clone();
+        self.check(size, move || match signature {
+            Some(signature) => Ok(request.verify(&signature)?),
+            None => Ok(request.waive()),
+        })
+        .await
+    }
+
+    /// Runs what takes long for a large body on a thread of its own, one at a time.
+    async fn check<T: Send + 'static>(
+        &self,
+        size: usize,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        if size <= INLINE_BYTES {
+            return work();
         }
         let turn = self.bodies.check_turn().await.map_err(|_| Refusal::Internal)?;
-        let signature = self.signature.clone();
-        let reading = move || {
+        let work = move || {
             let _turn = turn;
-            verify_and_classify(request, signature.as_ref(), &trust, received_at)
+            work()
         };
-        tokio::task::spawn_blocking(reading).await.map_err(|_| Refusal::Internal)?
+        tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Internal)?
     }
 }
 
-fn verify_and_classify(
-    request: Unverified,
-    signature: Option<&GitHubSignature>,
-    trust: &Trust,
-    received_at: Timestamp,
-) -> Result<Webhook, Refusal> {
-    let verified = match (signature, trust) {
-        (Some(signature), Trust::Sender | Trust::Signature(_)) => request.verify(signature)?,
-        (None, _) | (_, Trust::Caller(_)) => request.waive(),
-    };
-    Ok(match trust {
-        Trust::Sender => classify::github(verified, received_at)?,
-        Trust::Signature(hearsay) | Trust::Caller(hearsay) => {
-            classify::relayed(verified, hearsay, received_at)?
-        }
-    })
+/// Logs what a server that pushes says of a webhook that the webhook itself does not say.
+fn log_contradictions(claims: &Hearsay, facts: &Facts) {
+    let other_delivery = claims.delivery_id.as_ref().filter(|id| **id != facts.delivery_id);
+    let other_repository = claims.repository_id.filter(|id| Some(*id) != facts.repository_id);
+    if other_delivery.is_some() || other_repository.is_some() {
+        warn!(
+            delivery.id = %facts.delivery_id,
+            repository.name = %facts.repository_label(),
+            claimed.delivery.id = other_delivery.map(|id| id.as_str()),
+            claimed.repository.id = other_repository.map(|id| id.0),
+            "the peer's metadata contradicts the webhook, using the webhook's"
+        );
+    }
 }
 
 /// The header fields that are stored: all but those of this connection (RFC 9110 §7.6.1), also the ones that
@@ -243,21 +293,26 @@ fn end_to_end(fields: &HeaderMap) -> Headers {
         .collect()
 }
 
-/// What an accepted webhook is answered.
-pub(crate) fn status(appended: Appended) -> StatusCode {
-    match appended {
-        Appended::Stored { .. } => StatusCode::CREATED,
-        Appended::Repeat { .. } => StatusCode::NO_CONTENT,
+impl Accepted {
+    /// The status of the answer.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::Appended(Appended::Stored { .. }) => StatusCode::CREATED,
+            Self::Appended(Appended::Repeat { .. }) => StatusCode::NO_CONTENT,
+            Self::Ping => StatusCode::OK,
+        }
     }
 }
 
-fn accepted(appended: Appended, seen: &Seen) -> Response {
-    match appended {
-        Appended::Stored { sequence, .. } => {
+fn answer(accepted: Accepted, seen: &Seen) -> Response {
+    let status = accepted.status();
+    match accepted {
+        Accepted::Appended(Appended::Stored { sequence, .. }) => {
             let delivery_id = seen.facts.as_ref().map_or("", |facts| facts.delivery_id.as_str());
-            (status(appended), Json(Stored { sequence: sequence.get(), delivery_id })).into_response()
+            (status, Json(Stored { sequence: sequence.get(), delivery_id })).into_response()
         }
-        Appended::Repeat { .. } => status(appended).into_response(),
+        Accepted::Appended(Appended::Repeat { .. }) => status.into_response(),
+        Accepted::Ping => (status, PING_ANSWER).into_response(),
     }
 }
 
@@ -270,20 +325,27 @@ impl Default for Seen {
 
 impl Seen {
     /// The one line of an accepted webhook.
-    fn log_accepted(&self, appended: Appended) {
+    fn log_accepted(&self, accepted: Accepted) {
         let Some(facts) = &self.facts else { return };
-        let what = match appended {
-            Appended::Stored { redelivery: false, .. } => "webhook stored",
-            Appended::Stored { redelivery: true, .. } => "webhook stored: a redelivery",
-            Appended::Repeat { .. } => "webhook is a repeat",
+        let (sequence, what) = match accepted {
+            Accepted::Appended(Appended::Stored { sequence, redelivery: false }) => {
+                (Some(sequence.get()), "webhook stored")
+            }
+            Accepted::Appended(Appended::Stored { sequence, redelivery: true }) => {
+                (Some(sequence.get()), "webhook stored: a redelivery")
+            }
+            Accepted::Appended(Appended::Repeat { sequence }) => {
+                (Some(sequence.get()), "webhook is a repeat")
+            }
+            Accepted::Ping => (None, "ping answered and not stored: it names no account"),
         };
         info!(
-            event.sequence = appended.sequence().get(),
+            event.sequence = sequence,
             delivery.id = %facts.delivery_id,
             event.type = %facts.event_type,
             repository.name = %facts.repository_label(),
             body.bytes = self.bytes,
-            status = status(appended).as_u16(),
+            status = accepted.status().as_u16(),
             duration_ms = millis(self.started),
             "{what}"
         );

@@ -180,3 +180,49 @@ async fn watching(watchlist: &str) -> TestServer {
     let store = Arc::new(gitstafette_core::store::MemoryStore::new(config.store_options));
     soon(TestServer::run(config, store)).await
 }
+
+#[tokio::test]
+async fn events_without_a_repository_belong_to_the_account_that_they_name() {
+    let server = TestServer::start("").await;
+    let sender = Sender::new(&server);
+    for (event, payload) in [
+        ("organization", r#"{"organization":{"login":"octo-harbor"}}"#),
+        ("installation", r#"{"installation":{"id":5,"account":{"login":"octo-harbor"}}}"#),
+        ("custom_property", r#"{"enterprise":{"slug":"octo-harbor"}}"#),
+        (
+            "sponsorship",
+            r#"{"sponsorship":{"sponsorable":{"login":"octo-harbor"},"sponsor":{"login":"cat"}}}"#,
+        ),
+        ("marketplace_purchase", r#"{"marketplace_purchase":{"account":{"login":"octo-harbor"}}}"#),
+        ("installation_target", r#"{"account":{"login":"octo-harbor"},"installation":{"id":5}}"#),
+        ("ping", r#"{"zen":"x","organization":{"login":"octo-harbor"}}"#),
+    ] {
+        let request = signed(event, event, "application/json", payload.as_bytes());
+        assert_eq!(sender.request(&request).await.unwrap().status(), StatusCode::CREATED, "{event}");
+    }
+    let other =
+        signed("sponsorship", "1", "application/json", br#"{"sponsorship":{"sponsorable":{"login":"cat"}}}"#);
+    assert_eq!(sender.request(&other).await.unwrap().status(), StatusCode::NOT_ACCEPTABLE);
+    let nobody = signed("security_advisory", "2", "application/json", br#"{"action":"published"}"#);
+    assert_eq!(sender.request(&nobody).await.unwrap().status(), StatusCode::NOT_ACCEPTABLE);
+
+    let everything = watching("*").await;
+    assert_eq!(Sender::new(&everything).request(&nobody).await.unwrap().status(), StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn a_signed_ping_that_names_no_account_is_answered_and_not_stored() {
+    for watchlist in ["octo-harbor/*", "*"] {
+        let server = watching(watchlist).await;
+        let sender = Sender::new(&server);
+        let ping = signed("ping", "1", "application/json", br#"{"zen":"Design for failure.","hook_id":7}"#);
+        let answer = sender.request(&ping).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{watchlist}");
+        assert_eq!(answer.headers()["content-type"], "text/plain; charset=utf-8");
+        assert!(answer.text().await.unwrap().starts_with("ping received"));
+        let mut unsigned = ping.clone();
+        unsigned.headers.retain(|(name, _)| *name != "X-Hub-Signature-256");
+        assert_eq!(sender.request(&unsigned).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(server.events().await, 0, "{watchlist}");
+    }
+}

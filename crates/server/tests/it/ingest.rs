@@ -155,7 +155,8 @@ async fn unlisted_repositories() {
     let server = TestServer::start("").await;
     let unlisted = body("push", r#"{"repository":{"id":1,"full_name":"octo/hello"}}"#);
     refused(&server, &unlisted, StatusCode::NOT_ACCEPTABLE, "octo/hello is not on the watchlist").await;
-    refused(&server, &body("ping", "{}"), StatusCode::NOT_ACCEPTABLE, "names neither a repository").await;
+    let nobody = body("security_advisory", "{}");
+    refused(&server, &nobody, StatusCode::NOT_ACCEPTABLE, "names neither a repository").await;
     let listed = body("organization", r#"{"organization":{"login":"octo-harbor"}}"#);
     assert_eq!(Sender::new(&server).request(&listed).await.unwrap().status(), StatusCode::CREATED);
 }

@@ -322,7 +322,7 @@ async fn a_wrong_token_is_refused_and_an_unwatched_repository_alone_is_missing()
 #[tokio::test]
 async fn what_cannot_be_read_is_missed_and_what_is_not_wanted_is_passed_over() {
     let (server, address, _serving) = OldServer::start(&[REPOSITORY]).await;
-    server.put(REPOSITORY, event("no-json", "{"));
+    server.put(REPOSITORY, event("no-json", "no JSON"));
     let mut of_other_kind = event("other-kind", &payload("x"));
     of_other_kind.headers.retain(|header| !header.name.eq_ignore_ascii_case("x-github-event"));
     server.put(REPOSITORY, of_other_kind);

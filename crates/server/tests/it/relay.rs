@@ -301,16 +301,19 @@ async fn what_is_published_is_judged() {
     let repeat = publish(published(1)).await.unwrap();
     assert_eq!((repeat.result(), repeat.sequence), (PublishResult::Repeat, 1));
     let mut unwatched = published(2);
-    unwatched.repository_name = Some("other/other".into());
-    unwatched.owner = Some("other".into());
+    unwatched.body = br#"{"repository":{"id":1,"full_name":"other/other"}}"#.to_vec().into();
     let unwanted = publish(unwatched).await.unwrap();
-    assert_eq!(unwanted.result(), PublishResult::Unwanted);
+    assert_eq!(unwanted.result(), PublishResult::Unwanted, "the webhook decides, not what is said of it");
     assert_eq!(unwanted.detail, "other/other is not on the watchlist");
     let long = v1::Event { hops: (1..=MAX_HOPS as u64).map(|store| hop(store, 3)).collect(), ..published(3) };
     assert_eq!(publish(long).await.unwrap().result(), PublishResult::Unwanted);
     let own = v1::Hop { store_id: server.store.id().to_string(), ..hop(1, 4) };
     let been_here = v1::Event { hops: vec![own, hop(2, 9)], ..published(4) };
     assert_eq!(publish(been_here).await.unwrap().result(), PublishResult::Unwanted);
+    let no_object = v1::Event { body: b"[]".to_vec().into(), ..published(5) };
+    let refused = publish(no_object).await.unwrap();
+    assert_eq!(refused.result(), PublishResult::Refused);
+    assert!(refused.detail.contains("not a JSON object"), "{}", refused.detail);
     let large = v1::Event { body: vec![b'x'; 2000].into(), ..published(5) };
     let refused = publish(large).await.unwrap();
     assert_eq!(refused.result(), PublishResult::Refused);
@@ -335,6 +338,66 @@ async fn what_is_published_is_judged() {
         assert!(status.message().starts_with(field), "{status}");
     }
     assert_eq!(server.events().await, 1);
+}
+
+#[tokio::test]
+async fn a_trusted_peer_cannot_store_an_event_under_another_repository() {
+    let server = server("here", "publisher-token = \"a publisher's\"\n").await;
+    let publish = async |event| publish(&server, Some("a publisher's"), event).await.unwrap().result();
+    let mut faulty = published(1);
+    faulty.delivery_id = "another".into();
+    faulty.hook_id = "9".into();
+    faulty.event = "ping".into();
+    faulty.action = Some("opened".into());
+    faulty.repository_id = Some(478_599_060);
+    faulty.repository_name = Some("octo-harbor/anchor".into());
+    faulty.owner = Some("other".into());
+    faulty.installation_id = Some(5);
+    assert_eq!(publish(faulty).await, PublishResult::Stored);
+    assert_eq!(
+        publish(published(1)).await,
+        PublishResult::Repeat,
+        "it has the identity that its headers say"
+    );
+
+    let stored = events(&*server.store).await;
+    assert_eq!(stored.len(), 1);
+    let facts = &stored[0].webhook.facts;
+    assert_eq!((facts.delivery_id.as_str(), facts.hook_id.as_ref().unwrap().as_str()), ("d-1", "4711"));
+    assert_eq!(facts.event_type.to_string(), "push");
+    assert_eq!(facts.repository_label(), "octo-harbor/lighthouse");
+    assert_eq!((facts.repository_id.unwrap().0, facts.owner.as_deref()), (537_845_873, Some("octo-harbor")));
+    assert_eq!((facts.installation_id, facts.hops.iter().len()), (None, 1));
+}
+
+#[tokio::test]
+async fn only_a_trusted_peer_names_the_repository_of_a_webhook_that_names_none() {
+    let watching_9 = async |more: &str| {
+        let settings = crate::support::settings(more).replace("octo-harbor/*", "9");
+        let config = gitstafette_server::config::Config::from_toml(&settings).unwrap();
+        let store = std::sync::Arc::new(gitstafette_core::store::MemoryStore::new(config.store_options));
+        TestServer::run(config, store).await
+    };
+    let request = hook(Format::Json).request("push", "d-1", r#"{"ref":"main"}"#);
+    let headers = request.headers.iter().map(|(name, value)| v1::HeaderField {
+        name: name.to_ascii_lowercase(),
+        value: value.clone().into_bytes().into(),
+    });
+    let silent = v1::Event {
+        headers: headers.collect(),
+        body: request.body.clone(),
+        repository_id: Some(9),
+        repository_name: None,
+        owner: None,
+        ..published(1)
+    };
+    let trusting = watching_9("publisher-token = \"a publisher's\"\n").await;
+    let stored = publish(&trusting, Some("a publisher's"), silent.clone()).await.unwrap();
+    assert_eq!(stored.result(), PublishResult::Stored);
+    assert_eq!(events(&*trusting.store).await[0].webhook.facts.repository_id.unwrap().0, 9);
+    let verifying = watching_9("").await;
+    let unwanted = publish(&verifying, Some(TOKEN), silent).await.unwrap();
+    assert_eq!(unwanted.result(), PublishResult::Unwanted, "its signature says nothing of a repository");
 }
 
 #[tokio::test]
