@@ -10,11 +10,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::store::Acknowledgement;
-use gitstafette_core::target::{Outcome, OutcomeResult};
+use gitstafette_core::target::Outcome;
 use gitstafette_proto::convert::MAX_DEFERRED;
 use gitstafette_proto::v1::subscribe_request::Request;
 use tokio::sync::{mpsc, watch};
@@ -27,9 +26,6 @@ use crate::route::{Destination, LaneKey};
 use crate::session::FAREWELL;
 use crate::state::ClientState;
 use crate::window::{Load, Window};
-
-/// The target's name in the outcome of an event that no route wanted.
-const NO_TARGET: &str = "none";
 
 /// How many events are deferred at most: fewer than the server allows, as it also counts what is recalled and not sent yet.
 const MOST_DEFERRED: usize = MAX_DEFERRED - 1024;
@@ -378,25 +374,6 @@ impl Deliveries {
         self.lanes.close_if_empty(key);
     }
 
-    fn filtered(&mut self, sequence: Sequence) {
-        self.finished(
-            sequence,
-            vec![Outcome {
-                target: NO_TARGET.into(),
-                result: OutcomeResult::Filtered,
-                code: None,
-                attempts: 0,
-                duration: Duration::ZERO,
-                at: SystemTime::now().into(),
-                detail: String::new(),
-            }],
-        );
-        self.publish(|state| {
-            state.filtered += 1;
-            state.received = state.received.max(sequence);
-        });
-    }
-
     fn finished(&mut self, sequence: Sequence, outcomes: Vec<Outcome>) {
         let acknowledgement = Acknowledgement { sequence, outcomes };
         self.outbox.acknowledge(acknowledgement.clone());
@@ -510,6 +487,8 @@ impl Deliveries {
         });
     }
 }
+
+mod without_target;
 
 #[cfg(test)]
 mod tests;

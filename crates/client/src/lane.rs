@@ -104,7 +104,7 @@ impl Lane {
         Outcome {
             target: self.destination.name.to_string(),
             result,
-            code: last.code,
+            code: last.code.map(Into::into),
             attempts,
             duration,
             at: SystemTime::now().into(),

@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_proto::convert::{Subscription, from_duration};
+use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
-use gitstafette_proto::v1::{GoAwayReason, Started, SubscribeRequest, SubscribeResponse};
+use gitstafette_proto::v1::{GoAwayReason, MissedKind, Started, SubscribeRequest, SubscribeResponse};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -176,11 +177,7 @@ impl Session<'_> {
                 notify(Notice::Started);
             }
             Response::Event(event) => {
-                let event = Event::try_from(event).map_err(|error| {
-                    End::Broken(Status::internal(format!("the server sent no event: {error}")))
-                })?;
-                debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "received");
-                if self.deliveries.accept(&Arc::new(event)) {
+                if self.receive_event(event) {
                     notify(Notice::Progress);
                 }
             }
@@ -194,18 +191,33 @@ impl Session<'_> {
             }
             Response::Missed(missed) => {
                 // What was put down is found missing one by one: a line for each would flood the log.
-                if missed.first < missed.last || !std::mem::replace(&mut self.has_missed, true) {
-                    error!(
-                        missed.first,
-                        missed.last,
-                        "events never came here: the server's retention removed them, or they cannot be read"
-                    );
+                let is_damage = missed.kind() == MissedKind::Damaged;
+                if is_damage || missed.first < missed.last || !std::mem::replace(&mut self.has_missed, true) {
+                    let reason = if is_damage { missed.reason.as_str() } else { "retention removed them" };
+                    error!(missed.first, missed.last, reason, "the server cannot send these events any more");
                 }
                 self.deliveries.missed(Sequence::new(missed.first), Sequence::new(missed.last));
             }
             Response::GoAway(go_away) => return Err(End::GoAway(go_away.reason(), go_away.message)),
         }
         Ok(())
+    }
+
+    /// Takes one event in; `true` if it is new. One that cannot be decoded becomes a dead letter: the server would send it
+    /// again on every stream.
+    fn receive_event(&mut self, event: v1::Event) -> bool {
+        let sequence = Sequence::new(event.sequence);
+        match Event::try_from(event) {
+            Ok(event) => {
+                debug!(event.sequence = sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "received");
+                self.deliveries.accept(&Arc::new(event))
+            }
+            Err(error) if sequence == Sequence::ZERO => {
+                error!(reason = %error, "the server sent an event that cannot be decoded");
+                false
+            }
+            Err(error) => self.deliveries.reject(sequence, &error.to_string()),
+        }
     }
 
     fn start(&mut self, started: &Started) -> Result<(), End> {

@@ -20,12 +20,12 @@ pub struct ClientState {
     pub received: Sequence,
     /// Deliveries that succeeded.
     pub delivered: u64,
-    /// Deliveries that were refused for good or given up.
+    /// Deliveries that were refused for good or given up, and events that this client cannot decode.
     pub dead_letters: u64,
     /// Events that no route wanted.
     pub filtered: u64,
-    /// Events that the server's retention removed before they came here, as far as the server can tell, and those of a server
-    /// of the Go implementation that cannot be read.
+    /// Events that the server's retention removed before they came here, as far as the server can tell, those that are damaged
+    /// in its store, and those of a server of the Go implementation that cannot be read.
     pub missed: u64,
     /// Events that came and are not done at every target.
     pub waiting: usize,

@@ -114,6 +114,8 @@ pub struct Source(Cow<'static, str>);
 impl Source {
     /// GitHub: github.com and GitHub Enterprise Server.
     pub const GITHUB: Self = Self(Cow::Borrowed("github"));
+    /// The source of a stored or relayed event whose source cannot be read.
+    pub const UNKNOWN: Self = Self(Cow::Borrowed("unknown"));
 
     /// The source's name, lower case.
     pub fn as_str(&self) -> &str {
@@ -209,6 +211,11 @@ pub struct EventType {
     /// The payload's `action`, where the event has one that can be shown on a line (that of a `repository_dispatch` is
     /// anybody's choice).
     pub action: Option<Box<str>>,
+}
+
+impl EventType {
+    /// The name of a stored or relayed event whose name cannot be read.
+    pub const UNKNOWN: &'static str = "unknown";
 }
 
 impl fmt::Display for EventType {

@@ -181,6 +181,17 @@ impl Flow {
         Some(missed)
     }
 
+    /// Notes that the events from `first` through `last`, the next of the log, cannot be read. `false` if the client has
+    /// done them all: it misses nothing by that.
+    pub fn damaged(&mut self, first: Sequence, last: Sequence) -> bool {
+        let are_done = self.ahead.end_of(first).is_some_and(|end| end >= last);
+        self.read_to(last);
+        for set in [&mut self.deferred, &mut self.recalled] {
+            set.retain(|sequence| *sequence < first || *sequence > last);
+        }
+        !are_done
+    }
+
     /// The cursor as it now stands.
     pub fn cursor(&self) -> Sequence {
         let undone = [

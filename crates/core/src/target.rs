@@ -9,6 +9,9 @@ use serde::{Serialize, Serializer};
 
 use crate::event::{Event, Timestamp};
 
+/// The target's name in the outcome of an event that the client itself cannot decode: it reached no target.
+pub const DECODER: &str = "decoder";
+
 /// A place that takes events: an HTTP endpoint, standard output, later a command or another server.
 ///
 /// An implementation makes **one** try and says how it went. It never retries and never sleeps: there is one retry
@@ -64,7 +67,7 @@ pub struct Outcome {
     /// How it ended.
     pub result: OutcomeResult,
     /// The target's last answer in a number.
-    pub code: Option<u16>,
+    pub code: Option<u32>,
     /// How many tries there were.
     pub attempts: u32,
     /// From the first try to the end of the last.

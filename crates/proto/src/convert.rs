@@ -1,8 +1,10 @@
 //! Between the wire's messages and the core's types. Wire to core can fail: the peer may send anything.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use gitstafette_core::event::{Address, ClientId, Event, EventType, Facts, Sequence, Timestamp, Webhook};
+use gitstafette_core::event::{
+    Address, ClientId, Event, EventType, Facts, Sequence, Source, Timestamp, Webhook,
+};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::headers::Headers;
 use gitstafette_core::hop::{Hop, Hops, MAX_HOPS};
@@ -39,6 +41,8 @@ const MAX_HEADER_BYTES: usize = crate::MAX_MESSAGE_BYTES - crate::MAX_BODY_BYTES
 pub const MAX_DEFERRED: usize = 16_384;
 /// The longest name of a target or a server, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
+/// The name of a server on an event's way whose own name cannot be shown.
+const UNKNOWN_SERVER: &str = "unknown";
 /// The most targets that one client may report for an event.
 const MAX_OUTCOMES: usize = 256;
 
@@ -199,21 +203,15 @@ impl From<&Hop> for v1::Hop {
     }
 }
 
-impl TryFrom<v1::Hop> for Hop {
-    type Error = WireError;
-
-    fn try_from(wire: v1::Hop) -> Result<Self, WireError> {
-        if wire.server_name.len() > MAX_NAME_BYTES {
-            return Err(WireError::new("server_name", format!("more than {MAX_NAME_BYTES} bytes")));
-        }
-        Ok(Self {
-            store: parse("store_id", &wire.store_id)?,
-            server: shown("server_name", wire.server_name)?,
-            sequence: Sequence::new(wire.sequence),
-            received_at: from_timestamp("received_at", wire.received_at.unwrap_or_default())?,
-            redelivery: wire.redelivery,
-        })
-    }
+/// A server on the way of an event that was received at this time. `None` if the hop does not say which store it means.
+fn hop(wire: v1::Hop, event_received_at: Timestamp) -> Option<Hop> {
+    Some(Hop {
+        store: wire.store_id.parse().ok()?,
+        server: showable(wire.server_name).unwrap_or_else(|| UNKNOWN_SERVER.into()),
+        sequence: Sequence::new(wire.sequence),
+        received_at: readable_time(wire.received_at).unwrap_or(event_received_at),
+        redelivery: wire.redelivery,
+    })
 }
 
 /// The header fields of an event.
@@ -244,11 +242,9 @@ pub fn check_headers(wire: &[v1::HeaderField]) -> Result<(), WireError> {
 }
 
 /// The way of an event. One hop too many is carried, so that the event can be refused with a reason.
-fn hops(wire: Vec<v1::Hop>) -> Result<Hops, WireError> {
-    if wire.len() > MAX_HOPS + 1 {
-        return Err(WireError::new("hops", format!("more than {MAX_HOPS} servers")));
-    }
-    Ok(Hops::new(wire.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?))
+fn hops(wire: Vec<v1::Hop>, event_received_at: Timestamp) -> Hops {
+    let hops = wire.into_iter().take(MAX_HOPS + 1).filter_map(|wire| hop(wire, event_received_at));
+    Hops::new(hops.collect())
 }
 
 impl From<&Event> for v1::Event {
@@ -288,31 +284,38 @@ impl TryFrom<v1::Address> for Address {
 impl TryFrom<v1::Event> for Event {
     type Error = WireError;
 
+    /// Only the sequence, the delivery id, the headers and the body are required. Any other field that cannot be read counts
+    /// as absent: a newer server, or a row that a failing disk has changed, must not stop the stream. An event without a time
+    /// counts as received now.
     fn try_from(wire: v1::Event) -> Result<Self, WireError> {
-        let headers = headers(wire.headers)?;
-        let facts = Facts {
-            source: parse("source", &wire.source)?,
-            hook_id: parse_optional("hook_id", Some(wire.hook_id).filter(|id| !id.is_empty()).as_deref())?,
-            delivery_id: parse("delivery_id", &wire.delivery_id)?,
-            event_type: EventType {
-                name: shown("event", wire.event)?,
-                action: wire.action.map(|action| shown("action", action)).transpose()?,
-            },
-            repository_id: wire.repository_id.map(RepositoryId),
-            repository_name: parse_optional("repository_name", wire.repository_name.as_deref())?,
-            owner: wire.owner.map(|owner| shown("owner", owner)).transpose()?,
-            installation_id: wire.installation_id,
-            received_at: from_timestamp("received_at", wire.received_at.unwrap_or_default())?,
-            hops: hops(wire.hops)?,
-        };
         if wire.sequence == 0 {
             return Err(WireError::new("sequence", "sequences start at 1"));
         }
+        let received_at = readable_time(wire.received_at).unwrap_or_else(|| SystemTime::now().into());
+        let facts = Facts {
+            source: wire.source.parse().unwrap_or(Source::UNKNOWN),
+            hook_id: wire.hook_id.parse().ok(),
+            delivery_id: parse("delivery_id", &wire.delivery_id)?,
+            event_type: EventType {
+                name: showable(wire.event).unwrap_or_else(|| EventType::UNKNOWN.into()),
+                action: wire.action.and_then(showable),
+            },
+            repository_id: wire.repository_id.map(RepositoryId),
+            repository_name: wire.repository_name.and_then(|name| name.parse().ok()),
+            owner: wire.owner.and_then(showable),
+            installation_id: wire.installation_id,
+            received_at,
+            hops: hops(wire.hops, received_at),
+        };
+        let address = wire.address.map(|address| Address {
+            client: address.client_id.and_then(|id| id.parse().ok()),
+            target: address.target.and_then(|name| target_name(name).ok()),
+        });
         Ok(Self {
             sequence: Sequence::new(wire.sequence),
             redelivery: wire.redelivery,
-            address: wire.address.map(Address::try_from).transpose()?.unwrap_or_default(),
-            webhook: Webhook { facts, headers, body: wire.body },
+            address: address.unwrap_or_default(),
+            webhook: Webhook { facts, headers: headers(wire.headers)?, body: wire.body },
         })
     }
 }
@@ -353,7 +356,7 @@ impl From<&Outcome> for v1::Outcome {
                 OutcomeResult::Filtered => v1::OutcomeResult::Filtered,
             }
             .into(),
-            code: outcome.code.map_or(0, u32::from),
+            code: outcome.code.unwrap_or(0),
             attempts: outcome.attempts,
             duration: Some(duration(outcome.duration)),
             at: Some(timestamp(outcome.at)),
@@ -377,10 +380,13 @@ impl TryFrom<v1::Outcome> for Outcome {
         Ok(Self {
             target: target_name(wire.target)?.into(),
             result,
-            code: u16::try_from(wire.code).ok().filter(|code| *code > 0),
+            code: Some(wire.code).filter(|code| *code > 0),
             attempts: wire.attempts,
             duration: from_duration("duration", wire.duration.unwrap_or_default())?,
-            at: from_timestamp("at", wire.at.unwrap_or_default())?,
+            at: match wire.at {
+                Some(at) => from_timestamp("at", at)?,
+                None => SystemTime::now().into(),
+            },
             detail: cut(wire.detail),
         })
     }
@@ -418,6 +424,16 @@ fn from_timestamp(field: &'static str, wire: prost_types::Timestamp) -> Result<T
         u64::try_from(wire.nanos).ok().filter(|nanos| *nanos < 1_000_000_000).ok_or_else(out_of_range)?;
     let millis = seconds.checked_mul(1000).and_then(|millis| millis.checked_add(nanos / 1_000_000));
     millis.map(Timestamp::from_millis).ok_or_else(out_of_range)
+}
+
+/// A time that was sent and is one.
+fn readable_time(wire: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    from_timestamp("time", wire?).ok()
+}
+
+/// Text that will be shown as it is, if it can be.
+fn showable(text: String) -> Option<Box<str>> {
+    is_showable(&text).then(|| text.into())
 }
 
 /// Text that will be shown as it is.

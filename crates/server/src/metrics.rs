@@ -32,7 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) held_back: IntCounter,
     /// Outcomes that clients reported, by result.
     pub(crate) outcomes: IntCounterVec,
-    /// Events that retention removed before a subscriber had acknowledged them.
+    /// Events that subscribers will never get: removed by retention before they acknowledged them, or damaged.
     pub(crate) missed: IntCounter,
     /// Events that operators had delivered again.
     pub(crate) redelivered: IntCounter,
@@ -56,6 +56,7 @@ struct Sampled {
     first: IntGauge,
     head: IntGauge,
     removed: IntGauge,
+    damaged: IntGauge,
     writable: IntGauge,
     resident: IntGauge,
 }
@@ -118,7 +119,7 @@ impl Metrics {
             ),
             missed: counter(
                 "gitstafette_events_missed_total",
-                "Events, at most, that retention removed before a subscriber had acknowledged them.",
+                "Events, at most, that subscribers will never get: removed by retention before they acknowledged them, or damaged.",
             ),
             redelivered: counter(
                 "gitstafette_events_redelivered_total",
@@ -189,6 +190,10 @@ impl Sampled {
                 "gitstafette_store_removed_events",
                 "Events that retention has removed since the start.",
             ),
+            damaged: gauge(
+                "gitstafette_store_damaged_events",
+                "Stored events that were found damaged since the start.",
+            ),
             writable: gauge("gitstafette_store_writable", "1 if the last write was durable, else 0."),
             resident: gauge("process_resident_memory_bytes", "Resident memory of the process."),
         }
@@ -204,6 +209,7 @@ impl Sampled {
         set(&self.first, statistics.first.get());
         set(&self.head, statistics.head.get());
         set(&self.removed, statistics.removed);
+        set(&self.damaged, statistics.damaged);
         set(&self.writable, u64::from(statistics.writable));
         set(&self.resident, resident_bytes().unwrap_or_default());
         for relay in relays {

@@ -1,15 +1,17 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use gitstafette_core::event::Address;
 use gitstafette_core::filter::Filter;
-use gitstafette_core::target::{Attempt, Target, Verdict};
+use gitstafette_core::target::{Attempt, OutcomeResult, Target, Verdict};
 use gitstafette_core::testing;
 use gitstafette_proto::convert::{Subscription, sequences};
 use gitstafette_proto::v1;
 use tokio::sync::Semaphore;
 
+use super::without_target::NO_TARGET;
 use super::*;
 use crate::route::Route;
 

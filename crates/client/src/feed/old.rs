@@ -33,7 +33,8 @@ use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{
-    GoAway, GoAwayReason, Heartbeat, Missed, Receipt, Started, SubscribeRequest, SubscribeResponse,
+    GoAway, GoAwayReason, Heartbeat, Missed, MissedKind, Receipt, Started, SubscribeRequest,
+    SubscribeResponse,
 };
 use tokio::time::Instant;
 use tokio_stream::once;
@@ -404,7 +405,9 @@ impl Fetching {
                     "a webhook that cannot be read is lost"
                 );
                 let sequence = kept.number().get();
-                self.words.push_back(Response::Missed(Missed { first: sequence, last: sequence }).into());
+                let (reason, kind) = (error.to_string(), MissedKind::Damaged.into());
+                let missed = Missed { first: sequence, last: sequence, reason, kind };
+                self.words.push_back(Response::Missed(missed).into());
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Entries of the log as they are shown, in listings and to followers.
 
+use gitstafette_core::event::Facts;
 use gitstafette_core::store::{Entry, Report};
 use gitstafette_core::target::OutcomeResult;
 
@@ -59,18 +60,22 @@ impl EntryPrinter {
 }
 
 fn row(entry: &Entry) -> [String; 7] {
+    let mut fate = match &entry.damage {
+        Some(reason) => format!("damaged: {reason}"),
+        None => fate(&entry.reports),
+    };
+    if entry.redelivery {
+        fate.push_str(" (redelivery)");
+    }
+    let shown = |show: fn(&Facts) -> String| entry.facts.as_ref().map_or_else(|| "-".to_owned(), show);
     [
         entry.sequence.to_string(),
-        entry.facts.received_at.to_string(),
-        entry.facts.event_type.to_string(),
-        entry.facts.repository_label().into_owned(),
-        entry.facts.delivery_id.to_string(),
-        size(entry.size),
-        if entry.redelivery {
-            format!("{} (redelivery)", fate(&entry.reports))
-        } else {
-            fate(&entry.reports)
-        },
+        shown(|facts| facts.received_at.to_string()),
+        shown(|facts| facts.event_type.to_string()),
+        shown(|facts| facts.repository_label().into_owned()),
+        shown(|facts| facts.delivery_id.to_string()),
+        if entry.facts.is_some() { size(entry.size) } else { "-".to_owned() },
+        fate,
     ]
 }
 
@@ -105,12 +110,12 @@ fn place(report: &Report) -> String {
 mod tests {
     use std::time::Duration;
 
-    use gitstafette_core::event::{Sequence, Timestamp};
+    use gitstafette_core::event::{Address, Sequence, Timestamp};
     use gitstafette_core::target::Outcome;
 
     use super::*;
 
-    fn report(target: &str, result: OutcomeResult, code: Option<u16>, again: Option<u64>) -> Report {
+    fn report(target: &str, result: OutcomeResult, code: Option<u32>, again: Option<u64>) -> Report {
         Report {
             client: "home".parse().unwrap(),
             outcome: Outcome {
@@ -124,6 +129,21 @@ mod tests {
             },
             redelivered_as: again.map(Sequence::new),
         }
+    }
+
+    #[test]
+    fn damage_is_shown_with_its_reason() {
+        let reports = vec![report("a:80", OutcomeResult::Delivered, None, None)];
+        let entry = Entry {
+            sequence: Sequence::new(7),
+            redelivery: false,
+            address: Address::default(),
+            facts: None,
+            size: 0,
+            damage: Some("its delivery id cannot be read".into()),
+            reports,
+        };
+        assert_eq!(row(&entry), ["7", "-", "-", "-", "-", "-", "damaged: its delivery id cannot be read"]);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(super) async fn show(
         ("size", size(statistics.bytes)),
         ("on disk", size(statistics.disk_bytes)),
         ("removed", format!("{} by retention since the server started", statistics.removed)),
+        ("damaged", format!("{} found since the server started", statistics.damaged)),
         ("writable", writable.to_owned()),
     ] {
         writeln!(console.output, "{name:<10}{value}")?;

@@ -190,6 +190,7 @@ async fn read_all(store: &impl EventStore, after: Sequence, filter: &Filter) -> 
     while at < head {
         let page = store.read(at, filter, ALL).await.expect("the read");
         assert!(page.read_to > at, "a read before the head gets on");
+        assert_eq!(page.damaged, [], "what was appended can be read");
         events.extend(page.events);
         at = page.read_to;
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::event::Sequence;
+
 /// Why a store could not do it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -23,6 +25,14 @@ pub enum StoreError {
         path: String,
         /// What SQLite says.
         reason: String,
+    },
+    /// One event is damaged. The store as a whole is not.
+    #[error("event {sequence} is damaged: {reason}")]
+    DamagedEvent {
+        /// Which event.
+        sequence: Sequence,
+        /// Why it cannot be read.
+        reason: Box<str>,
     },
     /// The disk or the database refused. Permanent until the operator acts.
     #[error("the store failed: {0}")]

@@ -152,11 +152,14 @@ pub struct Entry {
     pub redelivery: bool,
     /// For whom it is.
     pub address: Address,
-    /// What was read from it.
+    /// What was read from it; `None` if that cannot be read.
     #[serde(flatten)]
-    pub facts: Facts,
+    pub facts: Option<Facts>,
     /// Bytes of headers and body.
     pub size: u64,
+    /// Why the event cannot be read, if it is damaged and the store has found that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<Box<str>>,
     /// By client and target.
     pub reports: Vec<Report>,
 }
@@ -168,8 +171,9 @@ impl Entry {
             sequence: event.sequence,
             redelivery: event.redelivery,
             address: event.address.clone(),
-            facts: event.webhook.facts.clone(),
+            facts: Some(event.webhook.facts.clone()),
             size: event.webhook.size(),
+            damage: None,
             reports,
         }
     }
@@ -211,8 +215,8 @@ impl<'a> Sieve<'a> {
     }
 
     /// Decides about the next event between the listing's first and last, in its order. One that comes twice in a row
-    /// is passed over.
-    pub(super) fn look(&mut self, sequence: Sequence, facts: &Facts) -> Look {
+    /// is passed over. One whose metadata cannot be read belongs to any repository and kind.
+    pub(super) fn look(&mut self, sequence: Sequence, facts: Option<&Facts>) -> Look {
         if self.last == Some(sequence) {
             return Look::Pass;
         }
@@ -222,10 +226,17 @@ impl<'a> Sieve<'a> {
         }
         self.looked_at += 1;
         self.last = Some(sequence);
-        let selected = self.listing.filter.matches(facts)
-            && self.listing.delivery_id.as_ref().is_none_or(|id| *id == facts.delivery_id)
-            && self.listing.received_since.is_none_or(|since| facts.received_at >= since);
+        let Listing { filter, delivery_id, received_since, .. } = self.listing;
+        let selected = facts.is_none_or(|facts| filter.matches(facts))
+            && delivery_id.as_ref().is_none_or(|id| facts.is_none_or(|facts| *id == facts.delivery_id))
+            && received_since.is_none_or(|since| facts.is_none_or(|facts| facts.received_at >= since));
         if selected { Look::Take } else { Look::Pass }
+    }
+
+    /// How far the listing has come.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a scan of a table begins anew"))]
+    pub(super) fn last(&self) -> Option<Sequence> {
+        self.last
     }
 
     /// Adds the entry that was to be taken, if its fate is the one that is wanted.

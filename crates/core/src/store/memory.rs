@@ -209,7 +209,7 @@ impl State {
             Order::OldestFirst => events.next(),
             Order::NewestFirst => events.next_back(),
         } {
-            match sieve.look(event.sequence, &event.webhook.facts) {
+            match sieve.look(event.sequence, Some(&event.webhook.facts)) {
                 Look::Stop => break,
                 Look::Pass => {}
                 Look::Take => sieve.take(Entry::new(event, self.reports(event.sequence))),
@@ -429,6 +429,7 @@ impl EventStore for MemoryStore {
             first: state.log.first().map_or(Sequence::ZERO, |event| event.sequence),
             head: state.log.head(),
             removed: state.removed,
+            damaged: 0,
             disk_bytes: 0,
             writable: true,
         })

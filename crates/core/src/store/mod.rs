@@ -76,8 +76,12 @@ pub use sqlite::SqliteStore;
 ///   hold in memory is bounded by whoever lets them in, such as the server's limit on bodies in flight. All else is
 ///   never refused: a client waits for one acknowledgement before it makes the next.
 /// - **Recovering.** A full or broken disk fails what cannot be made durable, and nothing that was; reading goes on. It
-///   ends without a restart, and [`Statistics::writable`] shows it without anybody's asking for a write. Damage fails
-///   only what needs what is damaged: a read stops before it, and the next begins with [`StoreError::Damaged`].
+///   ends without a restart, and [`Statistics::writable`] shows it without anybody's asking for a write.
+/// - **Damage to one event stops nothing.** A read passes events that cannot be read, and reports them in
+///   [`Page::damaged`]. A listing shows them with the reason. A store logs such an event once, when it finds the damage.
+///   Of a stored event only the sequence, the delivery id, the headers and the body are required. Any other field that
+///   cannot be read counts as absent. Damage to the store as a whole fails whatever needs it with
+///   [`StoreError::Damaged`]: a read first returns the events before the damage.
 /// - **Cancel safe.** A dropped future leaves the store whole; what it asked for may still be done.
 #[async_trait]
 pub trait EventStore: Send + Sync + fmt::Debug + 'static {
@@ -91,7 +95,7 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
 
     /// Reads events after a sequence, in order, up to the limits and the head. An empty page whose `read_to` is not
     /// beyond `after` means that there is nothing yet: wait for the head. An empty page that was read further means
-    /// that nothing was selected so far: read on.
+    /// that nothing was selected so far: read on. Damaged events are passed, and reported in the page.
     ///
     /// # Errors
     /// [`StoreError::Damaged`], [`StoreError::Failed`], [`StoreError::Closed`].
@@ -151,7 +155,7 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// address. If one task makes several calls at the same time, their order is that of their first polls.
     ///
     /// # Errors
-    /// As [`append`](Self::append).
+    /// As [`append`](Self::append), and [`StoreError::DamagedEvent`] if the event cannot be read.
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError>;
 
     /// How many events of each repository with a number are in the store, by number: one page that begins with `from`.
@@ -327,6 +331,19 @@ pub struct Page {
     pub read_to: Sequence,
     /// Retention has removed everything up to here. Who reads after an earlier sequence has missed what lay between.
     pub removed_to: Sequence,
+    /// The events on the way that cannot be read, in order. The filter applies to those whose metadata can be read.
+    pub damaged: Vec<DamagedEvents>,
+}
+
+/// Stored events that cannot be read: one, or several in a row for the same reason. There may be gaps between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedEvents {
+    /// The first.
+    pub first: Sequence,
+    /// The last.
+    pub last: Sequence,
+    /// Why they cannot be read, in one line for people.
+    pub reason: Box<str>,
 }
 
 /// How the watchlist differs from the configured one.
@@ -378,6 +395,8 @@ pub struct Statistics {
     pub head: Sequence,
     /// Events that retention removed since the store was opened.
     pub removed: u64,
+    /// Damaged events that were found since the store was opened and that retention has not removed.
+    pub damaged: u64,
     /// Bytes of its files; zero if it has none.
     pub disk_bytes: u64,
     /// Whether the last write was durable. It turns false when the disk is full or broken, and true again by itself

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Page, ReadLimit};
+use super::{DamagedEvents, Page, ReadLimit};
 use crate::event::{Event, Facts, Sequence};
 use crate::filter::Filter;
 
@@ -174,30 +174,54 @@ pub(super) enum Look {
 impl Gather {
     /// An empty page that was read to `after`, of a log that was removed up to `removed_to`.
     pub(super) fn new(after: Sequence, removed_to: Sequence, limit: ReadLimit) -> Self {
-        Self { page: Page { events: Vec::new(), read_to: after, removed_to }, limit, bytes: 0, looked_at: 0 }
+        let page = Page { read_to: after, removed_to, ..Page::default() };
+        Self { page, limit, bytes: 0, looked_at: 0 }
     }
 
-    /// Decides about the next event, which has `size` bytes.
+    /// Decides about the next event, which has `size` bytes. One that is to be taken follows with
+    /// [`take`](Self::take) or [`pass_damaged`](Self::pass_damaged).
     pub(super) fn look(&mut self, sequence: Sequence, facts: &Facts, size: u64, filter: &Filter) -> Look {
-        if self.looked_at == SCAN_LIMIT || self.page.events.len() >= self.limit.events.max(1) {
+        if self.is_full() {
             return Look::Stop;
         }
         if filter.matches(facts) {
-            let bytes = self.bytes.saturating_add(size);
-            if bytes > self.limit.bytes && !self.page.events.is_empty() {
-                return Look::Stop;
-            }
-            self.bytes = bytes;
-            self.advance(sequence);
-            return Look::Take;
+            let exceeds = self.bytes.saturating_add(size) > self.limit.bytes;
+            return if exceeds && !self.page.events.is_empty() { Look::Stop } else { Look::Take };
         }
-        self.advance(sequence);
+        self.looked_at += 1;
+        self.page.read_to = sequence;
         Look::Pass
     }
 
     /// Adds the event that was to be taken.
     pub(super) fn take(&mut self, event: Arc<Event>) {
+        self.looked_at += 1;
+        self.bytes = self.bytes.saturating_add(event.webhook.size());
+        self.page.read_to = event.sequence;
         self.page.events.push(event);
+    }
+
+    /// Passes events that cannot be read, and reports them.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "memory is not damaged"))]
+    pub(super) fn pass_damaged(&mut self, first: Sequence, last: Sequence, reason: &str) {
+        let count = last.get().saturating_sub(first.get()).saturating_add(1);
+        self.looked_at = self.looked_at.saturating_add(usize::try_from(count).unwrap_or(usize::MAX));
+        self.page.read_to = last;
+        match self.page.damaged.last_mut() {
+            Some(before) if before.last.next() == first && *before.reason == *reason => before.last = last,
+            _ => self.page.damaged.push(DamagedEvents { first, last, reason: reason.into() }),
+        }
+    }
+
+    /// Whether no further event belongs to the page.
+    pub(super) fn is_full(&self) -> bool {
+        self.looked_at >= SCAN_LIMIT || self.page.events.len() >= self.limit.events.max(1)
+    }
+
+    /// How far the log was read.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "only a scan of a table begins anew"))]
+    pub(super) fn read_to(&self) -> Sequence {
+        self.page.read_to
     }
 
     /// The page, stopped where it is.
@@ -209,11 +233,6 @@ impl Gather {
     pub(super) fn finish(mut self, head: Sequence) -> Page {
         self.page.read_to = self.page.read_to.max(head);
         self.page
-    }
-
-    fn advance(&mut self, sequence: Sequence) {
-        self.looked_at += 1;
-        self.page.read_to = sequence;
     }
 }
 

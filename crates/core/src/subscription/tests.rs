@@ -419,3 +419,26 @@ impl Model {
         Ok(())
     }
 }
+
+#[test]
+fn the_cursor_passes_what_cannot_be_read() {
+    let progress =
+        Progress { cursor: Sequence::ZERO, ahead: [5, 6].map(Sequence::new).into_iter().collect() };
+    let window = Window { events: 10, bytes: 1000 };
+    let mut flow = Flow::new(progress, window, [Sequence::new(3)]);
+    let number = Sequence::new;
+    assert!(flow.wants(number(1)));
+    flow.sent(number(1), 10);
+    assert!(flow.damaged(number(2), number(3)), "the client has done neither");
+    assert_eq!(
+        (flow.cursor(), flow.deferred()),
+        (Sequence::ZERO, 0),
+        "what was deferred does not hold it up"
+    );
+    assert!(flow.acknowledged(number(1), number(9)));
+    assert_eq!(flow.cursor(), number(3));
+    assert!(!flow.damaged(number(5), number(6)), "it was done before");
+    assert_eq!((flow.cursor(), flow.position()), (number(6), number(6)));
+    assert!(flow.damaged(number(7), number(7)));
+    assert_eq!(flow.cursor(), number(7));
+}

@@ -1,13 +1,14 @@
 //! What operators ask and are told.
 
-use gitstafette_core::event::{Address, ClientId, Sequence, Timestamp};
+use gitstafette_core::event::{Address, ClientId, Event, Sequence, Timestamp};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Entry, Fate, FateFilter, Listed, Listing, Order, Report, Statistics};
 use serde::Serialize;
 
 use super::{
-    WireError, event_without_payload, filter, from_timestamp, parse, parse_optional, target_name, timestamp,
+    WireError, cut, event_without_payload, filter, from_timestamp, parse, parse_optional, shown, target_name,
+    timestamp,
 };
 use crate::v1;
 
@@ -33,7 +34,7 @@ impl From<&Listing> for v1::EventSelection {
             client_id: fate.and_then(|filter| filter.client.as_ref()).map(ToString::to_string),
             target: fate.and_then(|filter| filter.target.as_deref()).map(str::to_owned),
             first: listing.first.get(),
-            last: if listing.last == Sequence::MAX { 0 } else { listing.last.get() },
+            last: (listing.last != Sequence::MAX).then(|| listing.last.get()),
         }
     }
 }
@@ -63,7 +64,7 @@ impl TryFrom<v1::EventSelection> for Listing {
                 .transpose()?,
             fate,
             first: Sequence::new(wire.first),
-            last: if wire.last == 0 { Sequence::MAX } else { Sequence::new(wire.last) },
+            last: wire.last.map_or(Sequence::MAX, Sequence::new),
             ..Self::default()
         })
     }
@@ -142,18 +143,44 @@ impl TryFrom<v1::ListEventsResponse> for Listed {
 
 impl From<&Entry> for v1::Entry {
     fn from(entry: &Entry) -> Self {
-        let event = event_without_payload(entry.sequence, entry.redelivery, &entry.address, &entry.facts);
-        Self { event: Some(event), size: entry.size, reports: entry.reports.iter().map(Into::into).collect() }
+        let event = match &entry.facts {
+            Some(facts) => event_without_payload(entry.sequence, entry.redelivery, &entry.address, facts),
+            None => v1::Event { sequence: entry.sequence.get(), ..v1::Event::default() },
+        };
+        Self {
+            event: Some(event),
+            size: entry.size,
+            reports: entry.reports.iter().map(Into::into).collect(),
+            damage: entry.damage.as_deref().map(str::to_owned),
+        }
     }
 }
 
 impl TryFrom<v1::Entry> for Entry {
     type Error = WireError;
 
+    /// An event that cannot be read is shown as damaged. A report that cannot be read is left out.
     fn try_from(wire: v1::Entry) -> Result<Self, WireError> {
-        let event = gitstafette_core::event::Event::try_from(wire.event.unwrap_or_default())?;
-        let reports = wire.reports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-        Ok(Self { size: wire.size, ..Self::new(&event, reports) })
+        let event = wire.event.unwrap_or_default();
+        if event.sequence == 0 {
+            return Err(WireError::new("sequence", "sequences start at 1"));
+        }
+        let sequence = Sequence::new(event.sequence);
+        let reports = wire.reports.into_iter().filter_map(|report| report.try_into().ok()).collect();
+        let damage = wire.damage.and_then(|reason| shown("damage", cut(reason)).ok());
+        let entry = match Event::try_from(event) {
+            Ok(event) => Self { size: wire.size, damage, ..Self::new(&event, reports) },
+            Err(error) => Self {
+                sequence,
+                redelivery: false,
+                address: Address::default(),
+                facts: None,
+                size: wire.size,
+                damage: damage.or_else(|| Some(error.to_string().into())),
+                reports,
+            },
+        };
+        Ok(entry)
     }
 }
 
@@ -189,6 +216,11 @@ pub struct RedeliveryRequest {
 }
 
 impl RedeliveryRequest {
+    /// Whether it names a single event.
+    pub fn is_for_one_event(&self) -> bool {
+        self.listing.first == self.listing.last && self.listing.fate.is_none()
+    }
+
     /// Refuses a request that would deliver everything again: that was hardly meant.
     ///
     /// # Errors
@@ -324,6 +356,7 @@ impl From<&Statistics> for v1::ShowStatisticsResponse {
             removed: statistics.removed,
             disk_bytes: statistics.disk_bytes,
             writable: statistics.writable,
+            damaged: statistics.damaged,
         }
     }
 }
@@ -338,6 +371,7 @@ impl From<&v1::ShowStatisticsResponse> for Statistics {
             removed: wire.removed,
             disk_bytes: wire.disk_bytes,
             writable: wire.writable,
+            damaged: wire.damaged,
         }
     }
 }

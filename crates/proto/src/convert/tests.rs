@@ -65,7 +65,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
             Just(OutcomeResult::Failed),
             Just(OutcomeResult::Filtered)
         ],
-        proptest::option::of(1u16..),
+        proptest::option::of(1u32..),
         any::<u32>(),
         span(),
         time(),

@@ -17,11 +17,12 @@ use gitstafette_core::store::{
     Entry, EventStore, Fate, Listed, Listing, Order, ReadLimit, Report, Statistics, StoreError,
     WatchlistChange,
 };
+use gitstafette_core::target::DECODER;
 use gitstafette_proto::convert::{MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState, WatchlistEntry};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::metrics::{Metrics, Sample, lag};
 use crate::relay::Relays;
@@ -121,8 +122,8 @@ impl Admin {
         Ok(listed)
     }
 
-    /// One event, and what was reported of it; `None` if it is not stored. It holds its share of what all that are shown
-    /// at once may take: over HTTP for as long as it is on its way, over gRPC until it is handed to the connection.
+    /// One event, and what was reported of it; `None` if it is not stored, an error if it is damaged. It holds its share of
+    /// what all that are shown at once may take: over HTTP for as long as it is on its way, over gRPC until it is handed to the connection.
     async fn show(&self, sequence: Sequence, form: Form) -> Result<Option<Shown>, StoreError> {
         let listing = Listing { first: sequence, last: sequence, limit: 1, ..Listing::default() };
         let Some(entry) = self.store.list(&listing).await?.entries.pop() else { return Ok(None) };
@@ -135,8 +136,11 @@ impl Admin {
             Arc::clone(&self.shown).acquire_many_owned(share).await.map_err(|_| StoreError::Closed)?;
         let limit = ReadLimit { events: 1, bytes: 0 };
         let page = self.store.read(sequence.previous(), &Filter::default(), limit).await?;
-        match page.events.into_iter().find(|event| event.sequence == sequence) {
-            Some(event) => Ok(Some(Shown { event, reports: entry.reports, share })),
+        if let Some(event) = page.events.into_iter().find(|event| event.sequence == sequence) {
+            return Ok(Some(Shown { event, reports: entry.reports, share }));
+        }
+        match page.damaged.into_iter().find(|damage| (damage.first..=damage.last).contains(&sequence)) {
+            Some(damage) => Err(StoreError::DamagedEvent { sequence, reason: damage.reason }),
             None => Ok(None),
         }
     }
@@ -215,7 +219,15 @@ impl Admin {
                 |(entry, address): &(&Entry, Address)| self.store.redeliver(entry.sequence, address.clone());
             let copies = join_all(calls.iter().map(call)).await;
             for ((entry, _), copy) in calls.iter().zip(copies) {
-                let Some(copy) = copy? else { continue };
+                let copy = match copy {
+                    // It does not keep the others from being redelivered.
+                    Err(error @ StoreError::DamagedEvent { .. }) if !request.is_for_one_event() => {
+                        warn!(event.sequence = entry.sequence.get(), reason = %error, "not redelivered");
+                        continue;
+                    }
+                    copy => copy?,
+                };
+                let Some(copy) = copy else { continue };
                 self.note_redelivery(entry, copy);
                 redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: copy });
             }
@@ -226,8 +238,8 @@ impl Admin {
     fn note_redelivery(&self, entry: &Entry, copy: Sequence) {
         info!(
             event.sequence = copy.get(),
-            delivery.id = %entry.facts.delivery_id,
-            repository.name = %entry.facts.repository_label(),
+            delivery.id = entry.facts.as_ref().map(|facts| facts.delivery_id.as_str()),
+            repository.name = entry.facts.as_ref().map(|facts| facts.repository_label().into_owned()),
             redelivery.of = entry.sequence.get(),
             "redelivered by an operator"
         );
@@ -307,8 +319,7 @@ pub(crate) enum RemoveError {
 impl Redeliveries {
     /// Why a request for one event did nothing; `None` if it did something, or was for whatever there is.
     fn is_nothing_of(&self, request: &RedeliveryRequest) -> Option<String> {
-        let Listing { first, last, fate, .. } = &request.listing;
-        (first == last && fate.is_none() && self.redelivered.is_empty()).then(|| missing(*first))
+        (request.is_for_one_event() && self.redelivered.is_empty()).then(|| missing(request.listing.first))
     }
 }
 
@@ -331,7 +342,10 @@ fn addresses(entry: &Entry, request: &RedeliveryRequest) -> Vec<Address> {
             .filter(|report| report.is_dead_letter() && fate.is_at(report))
             .map(|report| Address {
                 client: Some(report.client.clone()),
-                target: Some(report.outcome.target.clone().into()),
+                // What the client could not decode has reached none of its targets.
+                target: Some(&report.outcome.target)
+                    .filter(|target| *target != DECODER)
+                    .map(|target| target.as_str().into()),
             })
             .collect(),
         _ => vec![request.address.clone()],

@@ -115,6 +115,9 @@ impl From<StoreError> for Problem {
     /// The details of a broken disk are the operator's: they are in the log.
     fn from(error: StoreError) -> Self {
         let (detail, after) = match error {
+            StoreError::DamagedEvent { .. } => {
+                return Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+            }
             StoreError::Overloaded => ("too many webhooks are waiting for the disk; try again", SOON),
             StoreError::Closed => ("the server is going down; try again", SOON),
             StoreError::Full { .. } => ("the server's disk is full; its operator must make room", LATER),

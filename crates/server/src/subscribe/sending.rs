@@ -6,11 +6,11 @@ use std::time::Duration;
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::hop::Hop;
-use gitstafette_core::store::{Page, ReadLimit, StoreError};
+use gitstafette_core::store::{DamagedEvents, Page, ReadLimit, StoreError};
 use gitstafette_core::subscription::Window;
 use gitstafette_proto::convert::duration;
-use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_response::Response;
+use gitstafette_proto::v1::{self, MissedKind};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tonic::Status;
 use tracing::{debug, info, warn};
@@ -130,7 +130,11 @@ impl Session {
         let large = large_bytes(&page, share.as_ref());
         self.tell_missed(page.removed_to).await?;
         let hold = Outbox::page(turn, share);
+        let mut damaged = page.damaged.iter().peekable();
         for event in page.events.iter().filter(|event| event.address.includes_client(&self.client)) {
+            while let Some(damage) = damaged.next_if(|damage| damage.first < event.sequence) {
+                self.pass_damaged(damage).await?;
+            }
             let wanted = {
                 let mut flow = self.flow();
                 let wanted = flow.wants(event.sequence);
@@ -144,8 +148,23 @@ impl Session {
                 self.send_event(event, &hold).await?;
             }
         }
+        for damage in damaged {
+            self.pass_damaged(damage).await?;
+        }
         self.flow().read_to(page.read_to);
         Ok((page.read_to, large))
+    }
+
+    /// Passes events that cannot be read, and tells the client unless it has done them.
+    async fn pass_damaged(&self, damage: &DamagedEvents) -> Result<(), End> {
+        let DamagedEvents { first, last, reason } = damage;
+        let is_missed = {
+            let mut flow = self.flow();
+            let is_missed = flow.damaged(*first, *last);
+            self.standing.follow(&flow);
+            is_missed
+        };
+        if is_missed { self.say_damaged(*first, *last, reason).await } else { Ok(()) }
     }
 
     /// Sends a deferred event again, or says that it is gone. A client may have named any: one that is not for it is as
@@ -165,7 +184,10 @@ impl Session {
                 flow.lost(sequence);
                 self.standing.follow(&flow);
             }
-            self.say_missed(sequence, sequence).await?;
+            match page.damaged.iter().find(|damage| (damage.first..=damage.last).contains(&sequence)) {
+                Some(damage) => self.say_damaged(sequence, sequence, &damage.reason).await?,
+                None => self.say_removed(sequence, sequence).await?,
+            }
             return Ok(0);
         };
         {
@@ -211,25 +233,42 @@ impl Session {
     async fn tell_missed(&self, removed_to: Sequence) -> Result<(), End> {
         let missed = self.flow().removed(removed_to);
         match missed {
-            Some((first, last)) => self.say_missed(first, last).await,
+            Some((first, last)) => self.say_removed(first, last).await,
             None => Ok(()),
         }
     }
 
-    async fn say_missed(&self, first: Sequence, last: Sequence) -> Result<(), End> {
-        let events = last.get() - first.get() + 1;
+    async fn say_removed(&self, first: Sequence, last: Sequence) -> Result<(), End> {
         // What was put down is asked for, and found missing, one by one: a line for each would flood the log.
         if first < last || self.standing.has_missed_none() {
             warn!(
                 missed.first = first.get(),
                 missed.last = last.get(),
-                missed.events = events,
+                missed.events = last.get() - first.get() + 1,
                 "retention removed events that the client has not acknowledged"
             );
         }
+        self.say_missed(first, last, MissedKind::Removed, "").await
+    }
+
+    /// The store has logged the damage, once for all clients.
+    async fn say_damaged(&self, first: Sequence, last: Sequence, reason: &str) -> Result<(), End> {
+        debug!(missed.first = first.get(), missed.last = last.get(), reason, "damaged events were passed");
+        self.say_missed(first, last, MissedKind::Damaged, reason).await
+    }
+
+    async fn say_missed(
+        &self,
+        first: Sequence,
+        last: Sequence,
+        kind: MissedKind,
+        reason: &str,
+    ) -> Result<(), End> {
+        let events = last.get().saturating_sub(first.get()).saturating_add(1);
         self.standing.missed(events);
         self.metrics.missed.inc_by(events);
-        let missed = v1::Missed { first: first.get(), last: last.get() };
+        let (first, last) = (first.get(), last.get());
+        let missed = v1::Missed { first, last, reason: reason.to_owned(), kind: kind.into() };
         Ok(self.send(Response::Missed(missed)).await?)
     }
 

@@ -205,6 +205,7 @@ pub(crate) fn status(error: &StoreError) -> Status {
     match error {
         StoreError::Overloaded => Status::unavailable("the server's store is busy; reconnect"),
         StoreError::Closed => Status::unavailable("the server is going down; reconnect"),
+        StoreError::DamagedEvent { .. } => Status::data_loss(error.to_string()),
         StoreError::Full { .. } | StoreError::Failed(_) | StoreError::Damaged { .. } => {
             tracing::error!(%error, "the store failed a client");
             Status::unavailable("the server's store failed; its log says why")

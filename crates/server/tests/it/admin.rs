@@ -12,22 +12,22 @@ use crate::support::{
 };
 
 const OPERATOR: &str = "a token for operators";
-const ADMIN: &str = "admin-port = 0\n";
+pub const ADMIN: &str = "admin-port = 0\n";
 
 /// Calls the admin interface as an operator.
-struct Operator {
+pub struct Operator {
     http: reqwest::Client,
     url: String,
     token: Option<&'static str>,
 }
 
 impl Operator {
-    fn of(server: &TestServer) -> Self {
+    pub fn of(server: &TestServer) -> Self {
         let address = server.addresses.admin.expect("the admin interface is served");
         Self { http: http_client(), url: format!("http://{address}"), token: Some(TOKEN) }
     }
 
-    async fn call(&self, method: http::Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    pub async fn call(&self, method: http::Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
         let mut request = self.http.request(method, format!("{}{path}", self.url));
         if let Some(token) = self.token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -41,13 +41,13 @@ impl Operator {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         let (status, value) = self.call(http::Method::GET, path, None).await;
         assert_eq!(status, StatusCode::OK, "{path}: {value}");
         value
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub async fn post(&self, path: &str, body: Value) -> Value {
         let (status, value) = self.call(http::Method::POST, path, Some(body)).await;
         assert_eq!(status, StatusCode::OK, "{path}: {value}");
         value

@@ -11,7 +11,7 @@ use gitstafette_proto::v1;
 use gitstafette_proto::v1::gitstafette_server::{Gitstafette, GitstafetteServer};
 use gitstafette_proto::v1::subscribe_request::Request as Wire;
 use gitstafette_proto::v1::subscribe_response::Response as Answer;
-use gitstafette_proto::v1::{GoAway, GoAwayReason, Heartbeat, Started, SubscribeRequest, SubscribeResponse};
+use gitstafette_proto::v1::{GoAway, GoAwayReason, Started, SubscribeRequest, SubscribeResponse};
 use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -276,7 +276,7 @@ async fn a_server_that_fails_every_stream_it_begins_is_not_hammered() {
 
 #[tokio::test]
 async fn missed_events_are_counted() {
-    let missed = || answer(Answer::Missed(v1::Missed { first: 3, last: 7 }));
+    let missed = || answer(Answer::Missed(v1::Missed { first: 3, last: 7, ..Default::default() }));
     let (address, _heard) = fake(move |_| open_stream(vec![started(30_000), missed()])).await;
     let target = TestTarget::start().await;
     let mut client = TestClient::start(options(address, target.target()));
@@ -306,7 +306,7 @@ async fn the_start_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_sends_nonsense_is_left() {
+async fn an_event_that_cannot_be_decoded_is_a_dead_letter_and_the_stream_goes_on() {
     let nonsense = || {
         let mut event = v1::Event::from(&Event {
             sequence: Sequence::new(1),
@@ -314,16 +314,56 @@ async fn a_server_that_sends_nonsense_is_left() {
             address: Address::default(),
             webhook: testing::webhook(1, "octo/hello", 1),
         });
-        event.delivery_id = "not an id".into();
+        event.delivery_id = "not\nan id".into();
         answer(Answer::Event(event))
     };
-    let (address, _heard) = fake(move |number| match number {
-        0 => open_stream(vec![started(30_000), nonsense()]),
-        _ => open_stream(vec![started(30_000), answer(Answer::Heartbeat(Heartbeat::default())), event(2)]),
+    // A server sends what is not acknowledged on each stream. The first stream ends before anything is stored.
+    let (address, mut heard) = fake(move |number| match number {
+        0 => stream(vec![started(30_000), nonsense()]),
+        _ => open_stream(vec![started(30_000), nonsense(), event(2)]),
     })
     .await;
     let mut target = TestTarget::start().await;
+    let mut client = TestClient::start(options(address, target.target()));
+    assert_eq!(target.next_ids(1).await, ["delivery-2"]);
+    let mut outcomes = Vec::new();
+    while outcomes.is_empty() {
+        if let Wire::Acknowledgements(message) = soon(heard.recv()).await.unwrap() {
+            let of_first = message.acknowledgements.into_iter().find(|one| one.sequence == 1);
+            outcomes.extend(of_first.into_iter().flat_map(|one| one.outcomes));
+        }
+    }
+    assert_eq!(outcomes.len(), 1, "{outcomes:?}");
+    assert_eq!(outcomes[0].result(), v1::OutcomeResult::Failed);
+    assert_eq!(outcomes[0].target, "decoder");
+    assert!(outcomes[0].detail.contains("delivery_id: "), "{outcomes:?}");
+    let state = soon(client.state.wait_for(|state| state.received.get() == 2)).await.unwrap().clone();
+    assert_eq!((state.dead_letters, state.last_error), (1, None));
+    client.kill();
+}
+
+#[tokio::test]
+async fn an_event_is_delivered_whatever_its_metadata() {
+    let odd = || {
+        let webhook = testing::webhook(1, "octo/hello", 1);
+        let event =
+            Event { sequence: Sequence::new(1), redelivery: false, address: Address::default(), webhook };
+        answer(Answer::Event(v1::Event {
+            source: "A NEW SOURCE".into(),
+            event: "a\nb".into(),
+            action: Some("\u{1b}[31m".into()),
+            repository_name: Some("no name".into()),
+            owner: Some("x".repeat(1000)),
+            received_at: Some(prost_types::Timestamp { seconds: -1, nanos: -1 }),
+            hops: vec![v1::Hop::default(); 100],
+            address: Some(v1::Address { client_id: Some("not an id".into()), target: Some(String::new()) }),
+            ..v1::Event::from(&event)
+        }))
+    };
+    let (address, _heard) = fake(move |_| open_stream(vec![started(30_000), odd(), event(2)])).await;
+    let mut target = TestTarget::start().await;
     let client = TestClient::start(options(address, target.target()));
+    assert_eq!(target.next().await.body.len(), 1);
     assert_eq!(target.next_ids(1).await, ["delivery-2"]);
     client.kill();
 }

@@ -10,6 +10,7 @@ mod commands;
 mod compat;
 mod content;
 mod crash;
+mod damage;
 mod deferral;
 mod delivery;
 mod examples;

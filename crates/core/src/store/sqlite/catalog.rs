@@ -3,46 +3,108 @@
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
-use super::{codec, reader, times};
-use crate::event::Sequence;
+use super::{codec, damage, reader, times};
+use crate::event::{Address, Sequence};
 use crate::store::listing::Sieve;
 use crate::store::tail::Look;
 use crate::store::{Entry, Fate, FateFilter, Listed, Listing, Order};
 
-/// One page of the log up to `head`.
+/// One page of the log up to `head`. It also shows the events on unreadable pages. But a listing by delivery id or of dead
+/// letters fails there, because its index does not say which events those are.
 pub(super) fn list(connection: &Connection, listing: &Listing, head: Sequence) -> rusqlite::Result<Listed> {
     // One transaction: an event and its reports are of the same moment.
     let transaction = connection.unchecked_transaction()?;
-    let mut first = listing.first;
+    let mut first = listing.first.max(Sequence::ZERO.next());
     if let Some(since) = listing.received_since {
         first = first.max(times::before(&transaction, since, head)?.next());
     }
+    let range = (first, listing.last.min(head));
+    let mut sieve = Sieve::new(listing);
+    while let Err(error) = scan(&transaction, listing, range, &mut sieve) {
+        let (first, last) = rest(listing.order, range, &sieve);
+        let from = if listing.order == Order::OldestFirst { first } else { last };
+        let goes_by_index = listing.delivery_id.is_some()
+            || listing.fate.as_ref().is_some_and(|filter| filter.fate == Fate::DeadLetter);
+        if goes_by_index || !damage::is_unreadable_page(&error) {
+            return Err(error);
+        }
+        let Some(end) = damage::end_of_unreadable_page(&transaction, from, listing.order) else {
+            return Err(error);
+        };
+        let reason = damage::reason(&error);
+        let numbers = first.max(end.min(from)).get()..=last.min(end.max(from)).get();
+        let numbers: Box<dyn Iterator<Item = u64>> = match listing.order {
+            Order::OldestFirst => Box::new(numbers),
+            Order::NewestFirst => Box::new(numbers.rev()),
+        };
+        for sequence in numbers.map(Sequence::new) {
+            match sieve.look(sequence, None) {
+                Look::Stop => return Ok(sieve.finish()),
+                Look::Pass => {}
+                Look::Take => sieve.take(unreadable(&transaction, sequence, &reason)?),
+            }
+        }
+    }
+    Ok(sieve.finish())
+}
+
+/// The part of a range that was not looked at yet.
+fn rest(order: Order, (first, last): (Sequence, Sequence), sieve: &Sieve<'_>) -> (Sequence, Sequence) {
+    match (order, sieve.last()) {
+        (_, None) => (first, last),
+        (Order::OldestFirst, Some(looked_at)) => (looked_at.next(), last),
+        (Order::NewestFirst, Some(looked_at)) => (first, looked_at.previous()),
+    }
+}
+
+/// Looks at the rest of a range, until the page is complete.
+fn scan(
+    transaction: &Connection,
+    listing: &Listing,
+    range: (Sequence, Sequence),
+    sieve: &mut Sieve<'_>,
+) -> rusqlite::Result<()> {
+    let (first, last) = rest(listing.order, range, sieve);
     let (statement, key) = statement(listing);
-    let mut values = vec![
-        Value::Integer(codec::signed(first.get())),
-        Value::Integer(codec::signed(listing.last.min(head).get())),
-    ];
+    let mut values =
+        vec![Value::Integer(codec::signed(first.get())), Value::Integer(codec::signed(last.get()))];
     values.extend(key.map(|key| Value::Text(key.to_owned())));
     let mut select = transaction.prepare_cached(&statement)?;
     let mut rows = select.query(params_from_iter(values))?;
-    let mut sieve = Sieve::new(listing);
     while let Some(row) = rows.next()? {
         let sequence = codec::sequence(row, 0)?;
-        let facts = codec::facts(row)?;
-        match sieve.look(sequence, &facts) {
+        let (facts, damage) = match codec::facts(row) {
+            Ok(facts) => (Some(facts), None),
+            Err(damage) => (None, Some(damage.to_string().into())),
+        };
+        match sieve.look(sequence, facts.as_ref()) {
             Look::Stop => break,
             Look::Pass => {}
             Look::Take => sieve.take(Entry {
                 sequence,
-                redelivery: row.get(2)?,
-                address: codec::address(row)?,
+                redelivery: codec::redelivery(row),
+                address: codec::address(row),
                 facts,
-                size: codec::number(row, 1)?,
-                reports: reader::reports(&transaction, sequence)?,
+                size: codec::size(row),
+                damage,
+                reports: reader::reports(transaction, sequence)?,
             }),
         }
     }
-    Ok(sieve.finish())
+    Ok(())
+}
+
+/// The entry of an event whose row cannot be read.
+fn unreadable(transaction: &Connection, sequence: Sequence, reason: &str) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        sequence,
+        redelivery: false,
+        address: Address::default(),
+        facts: None,
+        size: 0,
+        damage: Some(reason.into()),
+        reports: reader::reports(transaction, sequence)?,
+    })
 }
 
 /// How to come by the rows to look at, in order, each with the columns [`codec::FACTS`]; and its third parameter, if

@@ -81,7 +81,7 @@ pub(super) fn forget(
     while expired.len() < FORGOTTEN_AT_ONCE
         && let Some(row) = rows.next()?
     {
-        let client: ClientId = codec::text(row, 0)?;
+        let Some(client) = codec::optional::<ClientId>(row, 0) else { continue };
         if !connected.contains(&client) {
             expired.push(client);
         }

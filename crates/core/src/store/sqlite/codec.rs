@@ -1,5 +1,8 @@
 //! Rows to events and back.
 //!
+//! A row is read with tolerance: an older version, a newer one or a failing disk may have written it. Of an event only the
+//! sequence, the delivery id, the headers and the body are required. Any other field that does not parse counts as absent.
+//!
 //! Headers are one blob: for each field the length of its name, the name, the length of its value, the value. A
 //! length is a LEB128 number: seven bits a byte, lowest first, the high bit set on all but the last. That keeps order,
 //! repeats and values that are no text, at two bytes a field.
@@ -11,9 +14,8 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use rusqlite::Row;
-use rusqlite::types::{FromSqlError, Type};
 
-use crate::event::{Address, EventType, Facts, Sequence, Timestamp};
+use crate::event::{Address, EventType, Facts, Sequence, Source, Timestamp};
 use crate::headers::Headers;
 use crate::hop::{Hop, Hops};
 use crate::repository::RepositoryId;
@@ -22,49 +24,79 @@ use crate::target::Outcome;
 
 /// The columns of `events` from which an [`Event`](crate::event::Event) is made, in the order that [`facts`] expects.
 pub(super) const FACTS: &str = "events.sequence, size, redelivery, source, hook_id, delivery_id, event, action, \
-     repository_id, repository_name, owner, installation_id, received_at, for_client, for_target, hops";
+     repository_id, repository_name, owner, installation_id, \
+     CASE WHEN received_at < 0 THEN accepted_at ELSE received_at END, for_client, for_target, hops";
 
 /// The columns of `outcomes` that [`report`] reads, in their order.
 pub(super) const OUTCOME: &str =
     "client, target, result, code, attempts, duration_ns, at, detail, redelivered_as";
 
+/// Why one event cannot be read from its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Damage {
+    /// Without it the event has no identity.
+    #[error("its delivery id cannot be read")]
+    DeliveryId,
+    /// The stored bytes are not those that were stored.
+    #[error("its payload has changed on the disk: its checksum is another")]
+    Checksum,
+    /// The blob is not one that [`encode_headers`] makes.
+    #[error("its headers cannot be read")]
+    Headers,
+    /// The row of the headers and the body is missing.
+    #[error("its payload is missing")]
+    NoPayload,
+}
+
 /// The facts of a row with the columns [`FACTS`].
-pub(super) fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
-    let boxed = |at| row.get::<_, Option<Box<str>>>(at);
-    let id = |at| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(at)?.map(i64::cast_unsigned));
+pub(super) fn facts(row: &Row<'_>) -> Result<Facts, Damage> {
+    let delivery_id = optional(row, 5).ok_or(Damage::DeliveryId)?;
     Ok(Facts {
-        source: text(row, 3)?,
-        hook_id: optional(row, 4)?,
-        delivery_id: text(row, 5)?,
-        event_type: EventType { name: row.get(6)?, action: boxed(7)? },
-        repository_id: id(8)?.map(RepositoryId),
-        repository_name: optional(row, 9)?,
-        owner: boxed(10)?,
-        installation_id: id(11)?,
-        received_at: Timestamp::from_millis(number(row, 12)?),
-        hops: hops(row, 15)?,
+        source: optional(row, 3).unwrap_or(Source::UNKNOWN),
+        hook_id: optional(row, 4),
+        delivery_id,
+        event_type: EventType {
+            name: optional_text(row, 6).unwrap_or(EventType::UNKNOWN).into(),
+            action: optional_text(row, 7).map(Into::into),
+        },
+        repository_id: optional_id(row, 8).map(RepositoryId),
+        repository_name: optional(row, 9),
+        owner: optional_text(row, 10).map(Into::into),
+        installation_id: optional_id(row, 11),
+        received_at: Timestamp::from_millis(number(row, 12).unwrap_or_default()),
+        hops: optional_hops(row, 15).unwrap_or_default(),
     })
 }
 
-/// For whom the event of a row with the columns [`FACTS`] is.
-pub(super) fn address(row: &Row<'_>) -> rusqlite::Result<Address> {
-    Ok(Address { client: optional(row, 13)?, target: row.get(14)? })
+/// Bytes of the event's headers and body, of a row with the columns [`FACTS`].
+pub(super) fn size(row: &Row<'_>) -> u64 {
+    number(row, 1).unwrap_or_default()
 }
 
-/// What was reported in a row with the columns [`OUTCOME`].
-pub(super) fn report(row: &Row<'_>) -> rusqlite::Result<Report> {
+/// Whether the event of a row with the columns [`FACTS`] is a redelivery.
+pub(super) fn redelivery(row: &Row<'_>) -> bool {
+    row.get(2).unwrap_or_default()
+}
+
+/// For whom the event of a row with the columns [`FACTS`] is.
+pub(super) fn address(row: &Row<'_>) -> Address {
+    Address { client: optional(row, 13), target: optional_text(row, 14).map(Into::into) }
+}
+
+/// What was reported in a row with the columns [`OUTCOME`]. `None` if it does not say who reported what.
+pub(super) fn report(row: &Row<'_>) -> Option<Report> {
     let outcome = Outcome {
-        target: row.get(1)?,
-        result: text(row, 2)?,
-        code: row.get(3)?,
-        attempts: row.get(4)?,
-        duration: std::time::Duration::from_nanos(number(row, 5)?),
-        at: Timestamp::from_millis(number(row, 6)?),
-        detail: row.get(7)?,
+        target: optional_text(row, 1)?.to_owned(),
+        result: optional(row, 2)?,
+        code: row.get(3).unwrap_or_default(),
+        attempts: row.get(4).unwrap_or_default(),
+        duration: std::time::Duration::from_nanos(number(row, 5).unwrap_or_default()),
+        at: Timestamp::from_millis(number(row, 6).unwrap_or_default()),
+        detail: optional_text(row, 7).unwrap_or_default().to_owned(),
     };
-    let redelivered_as: Option<i64> = row.get(8)?;
+    let redelivered_as: Option<i64> = row.get(8).unwrap_or_default();
     let redelivered_as = redelivered_as.map(|sequence| Sequence::new(sequence.unsigned_abs()));
-    Ok(Report { client: text(row, 0)?, outcome, redelivered_as })
+    Some(Report { client: optional(row, 0)?, outcome, redelivered_as })
 }
 
 /// The sequence in a column.
@@ -103,17 +135,12 @@ pub(super) fn checksum(headers: &[u8], body: &[u8]) -> u32 {
     checksum.finalize()
 }
 
-/// The stored bytes are not those that were stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the payload of event {0} has changed on the disk: its checksum is another")]
-pub(super) struct ChecksumError(pub(super) Sequence);
-
 /// Headers from their blob; an error if it is not one.
-pub(super) fn decode_headers(blob: &[u8]) -> Result<Headers, BlobError> {
+pub(super) fn decode_headers(blob: &[u8]) -> Result<Headers, Damage> {
     let mut rest = blob;
     let mut headers = Headers::new();
     while !rest.is_empty() {
-        let (name, value) = decode_field(&mut rest).ok_or(BlobError("headers"))?;
+        let (name, value) = decode_field(&mut rest).ok_or(Damage::Headers)?;
         headers.append(name, Bytes::copy_from_slice(value));
     }
     Ok(headers)
@@ -132,20 +159,15 @@ pub(super) fn encode_hops(hops: &Hops) -> Option<Vec<u8>> {
     (!blob.is_empty()).then_some(blob)
 }
 
-/// The servers from their blob; an error if it is not one.
-pub(super) fn decode_hops(blob: &[u8]) -> Result<Hops, BlobError> {
+/// The servers from their blob; `None` if it is not one.
+pub(super) fn decode_hops(blob: &[u8]) -> Option<Hops> {
     let mut rest = blob;
     let mut hops = Vec::new();
     while !rest.is_empty() {
-        hops.push(decode_hop(&mut rest).ok_or(BlobError("hops"))?);
+        hops.push(decode_hop(&mut rest)?);
     }
-    Ok(Hops::new(hops))
+    Some(Hops::new(hops))
 }
-
-/// A stored blob cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stored {0} are damaged")]
-pub(super) struct BlobError(&'static str);
 
 fn encode_part(blob: &mut Vec<u8>, part: &[u8]) {
     encode_number(blob, part.len() as u64);
@@ -208,41 +230,22 @@ fn decode_number(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn hops(row: &Row<'_>, at: usize) -> rusqlite::Result<Hops> {
-    let damaged = |error: Box<dyn std::error::Error + Send + Sync>| {
-        rusqlite::Error::FromSqlConversionFailure(at, Type::Blob, error)
-    };
-    match row.get_ref(at)?.as_blob_or_null().map_err(|error| damaged(error.into()))? {
-        Some(blob) => decode_hops(blob).map_err(|error| damaged(error.into())),
-        None => Ok(Hops::default()),
-    }
+fn optional_hops(row: &Row<'_>, at: usize) -> Option<Hops> {
+    decode_hops(row.get_ref(at).ok()?.as_blob().ok()?)
 }
 
-fn optional<T: FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<T>>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    let text = row.get_ref(at)?.as_str_or_null().map_err(|error| invalid(at, error))?;
-    text.map(|text| parsed(at, text)).transpose()
+fn optional_text<'a>(row: &'a Row<'_>, at: usize) -> Option<&'a str> {
+    row.get_ref(at).ok()?.as_str().ok()
 }
 
-/// The text in a column, as what it stands for.
-pub(super) fn text<T: FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<T>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    parsed(at, row.get_ref(at)?.as_str().map_err(|error| invalid(at, error))?)
+/// The text in a column, as what it stands for; `None` if it cannot be read.
+pub(super) fn optional<T: FromStr>(row: &Row<'_>, at: usize) -> Option<T> {
+    optional_text(row, at)?.parse().ok()
 }
 
-fn parsed<T: FromStr>(at: usize, text: &str) -> rusqlite::Result<T>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(at, Type::Text, Box::new(error)))
-}
-
-fn invalid(at: usize, error: FromSqlError) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(at, Type::Text, Box::new(error))
+/// An id that is unsigned in the model.
+fn optional_id(row: &Row<'_>, at: usize) -> Option<u64> {
+    row.get::<_, i64>(at).ok().map(i64::cast_unsigned)
 }
 
 #[cfg(test)]
@@ -254,17 +257,14 @@ mod tests {
     fn what_is_no_header_blob() {
         for blob in [&b"\x01"[..], b"\x01a", b"\x01a\x02b", b"\xff\xff\xff\xff\xff", b"\x01\xff\x00", b"\x80"]
         {
-            assert_eq!(decode_headers(blob), Err(BlobError("headers")), "{blob:?}");
+            assert_eq!(decode_headers(blob), Err(Damage::Headers), "{blob:?}");
         }
     }
 
     #[test]
     fn what_is_no_hop_blob() {
-        assert_eq!(decode_hops(b"\x01\x02\x03\x01\x01a").map(|hops| hops.iter().len()), Ok(1));
-        assert_eq!(
-            decode_hops(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x00\x00").map(|_| ()),
-            Ok(())
-        );
+        assert_eq!(decode_hops(b"\x01\x02\x03\x01\x01a").map(|hops| hops.iter().len()), Some(1));
+        assert!(decode_hops(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x00\x00").is_some());
         for blob in [
             &b"\x01"[..],
             b"\x01\x02\x03\x01",
@@ -275,7 +275,7 @@ mod tests {
             b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02\x02\x03\x00\x00",
             b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x00\x02\x03\x00\x00",
         ] {
-            assert_eq!(decode_hops(blob), Err(BlobError("hops")), "{blob:?}");
+            assert_eq!(decode_hops(blob), None, "{blob:?}");
         }
     }
 
@@ -306,7 +306,7 @@ mod tests {
             let hops = Hops::new(hops);
             let blob = encode_hops(&hops);
             prop_assert_eq!(blob.is_none(), hops == Hops::default());
-            prop_assert_eq!(decode_hops(&blob.unwrap_or_default()), Ok(hops));
+            prop_assert_eq!(decode_hops(&blob.unwrap_or_default()), Some(hops));
         }
 
         #[test]

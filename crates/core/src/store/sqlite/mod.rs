@@ -40,7 +40,8 @@
 //! SQLite replays its log by itself. A new database is made under another name and renamed when it is complete, so
 //! an `events.db` that is empty or has no tables is never a store that was interrupted at birth: it is damaged, and
 //! is refused rather than begun anew. The folders above it are durable before it has its name. The store does not scan
-//! at open; damage inside a page is found when it is read. It fails what needs that page, and nothing else.
+//! at open; damage inside a page is found when it is read. Reads pass the events on such a page, and report them: see
+//! [`damage`].
 
 mod ahead;
 mod catalog;
@@ -48,6 +49,7 @@ mod clients;
 mod clock;
 mod codec;
 mod counts;
+mod damage;
 mod folder;
 mod outage;
 mod queue;
@@ -64,20 +66,22 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::ErrorCode;
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::watch;
 
+use self::damage::KnownDamage;
 use self::queue::{Answer, Queue, Task};
 use self::reader::Readers;
+use self::statements::Failure;
 use self::writer::Writer;
 use super::tail::{Bounds, Tail};
 use super::{
-    Acknowledgement, Appended, EventStore, Listed, Listing, OpenError, Options, Owner, Page, ReadLimit,
-    Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, DamagedEvents, EventStore, Listed, Listing, OpenError, Options, Owner, Page,
+    ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -108,13 +112,48 @@ struct Shared {
     database: PathBuf,
     tail: RwLock<Tail>,
     statistics: Mutex<Statistics>,
-    /// Whether damage was found, so that it is logged once.
+    /// Whether the database as a whole was found damaged, so that it is logged once.
     damaged: AtomicBool,
+    /// The damaged events that were found.
+    damage: Mutex<KnownDamage>,
 }
 
 impl Shared {
     fn statistics(&self) -> Statistics {
         *self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a failure means for whoever asked. Damage is logged when it is found first.
+    fn refusal(&self, failure: Failure) -> StoreError {
+        match failure {
+            Failure::Database(error) => self.failure(error),
+            Failure::Event(sequence, reason) => {
+                let reason = reason.into_boxed_str();
+                let damage = DamagedEvents { first: sequence, last: sequence, reason: reason.clone() };
+                self.found_damage(&[damage]);
+                StoreError::DamagedEvent { sequence, reason }
+            }
+        }
+    }
+
+    /// Remembers damaged events, and logs those that were not known.
+    fn found_damage(&self, damaged: &[DamagedEvents]) {
+        let mut known = self.damage();
+        for damage in damaged {
+            if known.add(damage) {
+                tracing::error!(
+                    store.path = %self.database.display(),
+                    event.first = damage.first.get(),
+                    event.last = damage.last.get(),
+                    reason = %damage.reason,
+                    "stored events are damaged and will not be delivered; to get them back, restore the store from a backup"
+                );
+            }
+        }
+    }
+
+    fn damage(&self) -> MutexGuard<'_, KnownDamage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What an error of SQLite means for whoever asked. Damage is logged when it is found first.
@@ -128,7 +167,7 @@ impl Shared {
         if full {
             return StoreError::Full { path };
         }
-        if !is_damage(&error) {
+        if !damage::is_damage(&error) {
             return StoreError::Failed(Arc::new(error));
         }
         let error = StoreError::Damaged { path, reason: error.to_string() };
@@ -160,6 +199,7 @@ impl SqliteStore {
             tail: RwLock::new(Tail::new(statistics.head, statistics.removed_to(), TAIL)),
             statistics: Mutex::new(statistics),
             damaged: AtomicBool::new(false),
+            damage: Mutex::default(),
         });
         let (head_sender, head) = watch::channel(statistics.head);
         let (end_sender, ended) = watch::channel(());
@@ -234,7 +274,10 @@ impl EventStore for SqliteStore {
             tail.head()
         };
         let filter = filter.clone();
-        self.readers.run(move |connection| reader::page(connection, after, head, &filter, limit)).await
+        let read = move |connection: &Connection| reader::page(connection, after, head, &filter, limit);
+        let page = self.readers.run(read).await?;
+        self.shared.found_damage(&page.damaged);
+        Ok(page)
     }
 
     fn head(&self) -> watch::Receiver<Sequence> {
@@ -276,7 +319,14 @@ impl EventStore for SqliteStore {
     async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
         self.check_open()?;
         let (head, listing) = (*self.head.borrow(), listing.clone());
-        self.readers.run(move |connection| catalog::list(connection, &listing, head)).await
+        let mut listed =
+            self.readers.run(move |connection| catalog::list(connection, &listing, head)).await?;
+        // A listing reads no payload, so it does not find damage there.
+        let known = self.shared.damage();
+        for entry in listed.entries.iter_mut().filter(|entry| entry.damage.is_none()) {
+            entry.damage = known.reason(entry.sequence).map(Into::into);
+        }
+        Ok(listed)
     }
 
     async fn redeliver(&self, sequence: Sequence, address: Address) -> Result<Option<Sequence>, StoreError> {
@@ -348,7 +398,8 @@ impl EventStore for SqliteStore {
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {
         self.check_open()?;
-        Ok(self.shared.statistics())
+        let damaged = self.shared.damage().events();
+        Ok(Statistics { damaged, ..self.shared.statistics() })
     }
 
     async fn close(&self) {
@@ -376,18 +427,4 @@ impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore").field("database", &self.shared.database).finish_non_exhaustive()
     }
-}
-
-/// Whether the error comes from what is in the file: SQLite cannot make sense of a page, or this store of a row.
-fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::Error;
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-        || matches!(
-            error,
-            Error::FromSqlConversionFailure(..)
-                | Error::InvalidColumnType(..)
-                | Error::IntegralValueOutOfRange(..)
-                | Error::BlobSizeError
-                | Error::QueryReturnedNoRows
-        )
 }

@@ -4,15 +4,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rusqlite::{Connection, MAIN_DB, OptionalExtension, Rows, params};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension, params};
 use tokio::sync::Semaphore;
 
-use super::{Shared, ahead, codec, schema};
+use super::codec::Damage;
+use super::{Shared, ahead, codec, damage, schema};
 use crate::event::{ClientId, Event, Sequence, Webhook};
 use crate::filter::Filter;
+use crate::headers::Headers;
 use crate::repository::RepositoryPattern;
 use crate::store::tail::{Gather, Look};
-use crate::store::{Page, ReadLimit, Report, StoreError, WatchlistChange};
+use crate::store::{Order, Page, ReadLimit, Report, StoreError, WatchlistChange};
 use crate::subscription::Progress;
 
 /// How many reads run at once: a second one lets a short read pass a long one; more would wait for the same disk.
@@ -82,7 +84,9 @@ fn open(database: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Reads events after a sequence and up to `head`.
+/// Reads events after a sequence and up to `head`. Passes and reports those that are damaged.
+///
+/// If the database is damaged as a whole, the page ends before the damage, and the next begins with the error.
 pub(super) fn page(
     connection: &Connection,
     after: Sequence,
@@ -92,88 +96,152 @@ pub(super) fn page(
 ) -> rusqlite::Result<Page> {
     // One transaction: retention may remove an event between its two rows.
     let transaction = connection.unchecked_transaction()?;
-    let mut scan = transaction.prepare_cached(&format!(
-        "SELECT {} FROM events WHERE sequence > ?1 AND sequence <= ?2 ORDER BY events.sequence",
-        codec::FACTS
-    ))?;
-    let mut rows = scan.query(params![codec::signed(after.get()), codec::signed(head.get())])?;
     let removed_to = schema::first(&transaction)?;
     let removed_to = if removed_to == Sequence::ZERO { head } else { removed_to.previous() };
     let mut gather = Gather::new(after, removed_to, limit);
-    let mut reached = after;
     loop {
-        match look(&transaction, &mut rows, &mut gather, filter) {
-            Ok(Some((_, Look::Stop))) => return Ok(gather.stop()),
-            Ok(Some((sequence, _))) => reached = sequence,
-            Ok(None) => return Ok(gather.finish(head)),
-            // What lies before the damage is not withheld. Who reads on meets it first.
-            Err(_) if reached > after => return Ok(Page { read_to: reached, ..gather.stop() }),
+        match scan(&transaction, &mut gather, head, filter) {
+            Ok(Scanned::Full) => return Ok(gather.stop()),
+            Ok(Scanned::All) => return Ok(gather.finish(head)),
+            Ok(Scanned::UnreadablePage(error)) => {
+                let first = gather.read_to().next();
+                match damage::end_of_unreadable_page(&transaction, first, Order::OldestFirst) {
+                    Some(last) => gather.pass_damaged(first, last.min(head), &damage::reason(&error)),
+                    None if gather.read_to() > after => return Ok(gather.stop()),
+                    None => return Err(error),
+                }
+            }
+            Err(_) if gather.read_to() > after => return Ok(gather.stop()),
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Looks at the next event and takes it if it is to be; `None` at the end.
-fn look(
-    transaction: &Connection,
-    rows: &mut Rows<'_>,
-    gather: &mut Gather,
-    filter: &Filter,
-) -> rusqlite::Result<Option<(Sequence, Look)>> {
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let sequence = codec::sequence(row, 0)?;
-    let facts = codec::facts(row)?;
-    let look = gather.look(sequence, &facts, codec::number(row, 1)?, filter);
-    if look == Look::Take {
-        let (redelivery, address) = (row.get(2)?, codec::address(row)?);
-        let (headers, body) = payload(transaction, sequence)?;
-        let webhook = Webhook { facts, headers, body };
-        gather.take(Arc::new(Event { sequence, redelivery, address, webhook }));
-    }
-    Ok(Some((sequence, look)))
+/// How a scan of the table of events ended.
+enum Scanned {
+    /// At the head.
+    All,
+    /// The page is complete.
+    Full,
+    /// SQLite cannot read the row after the last.
+    UnreadablePage(rusqlite::Error),
 }
 
-/// What was sent as this event, or nothing if it is not there.
-pub(super) fn webhook(connection: &Connection, sequence: Sequence) -> rusqlite::Result<Option<Webhook>> {
+/// Adds the events after those that were looked at.
+fn scan(
+    transaction: &Connection,
+    gather: &mut Gather,
+    head: Sequence,
+    filter: &Filter,
+) -> rusqlite::Result<Scanned> {
+    // Not `sequence > ?1`: to find the next row, SQLite would look for that one first, which may be on an unreadable page.
+    let mut scan = transaction.prepare_cached(&format!(
+        "SELECT {} FROM events WHERE sequence >= ?1 AND sequence <= ?2 ORDER BY events.sequence",
+        codec::FACTS
+    ))?;
+    let first = gather.read_to().next();
+    let mut rows = scan.query(params![codec::signed(first.get()), codec::signed(head.get())])?;
+    loop {
+        let row = match rows.next() {
+            Ok(Some(row)) => row,
+            Ok(None) => return Ok(Scanned::All),
+            Err(error) if damage::is_unreadable_page(&error) => return Ok(Scanned::UnreadablePage(error)),
+            Err(error) => return Err(error),
+        };
+        if gather.is_full() {
+            return Ok(Scanned::Full);
+        }
+        let sequence = codec::sequence(row, 0)?;
+        let facts = match codec::facts(row) {
+            Ok(facts) => facts,
+            Err(damage) => {
+                gather.pass_damaged(sequence, sequence, &damage.to_string());
+                continue;
+            }
+        };
+        match gather.look(sequence, &facts, codec::size(row), filter) {
+            Look::Stop => return Ok(Scanned::Full),
+            Look::Pass => {}
+            Look::Take => match payload(transaction, sequence)? {
+                Ok((headers, body)) => gather.take(Arc::new(Event {
+                    sequence,
+                    redelivery: codec::redelivery(row),
+                    address: codec::address(row),
+                    webhook: Webhook { facts, headers, body },
+                })),
+                Err(reason) => gather.pass_damaged(sequence, sequence, &reason),
+            },
+        }
+    }
+}
+
+/// What was sent as this event, or nothing if it is not there. The inner error says why the event cannot be read, when the
+/// database as a whole can.
+pub(super) fn webhook(
+    connection: &Connection,
+    sequence: Sequence,
+) -> rusqlite::Result<Result<Option<Webhook>, String>> {
     let facts = connection
         .prepare_cached(&format!("SELECT {} FROM events WHERE sequence = ?1", codec::FACTS))?
-        .query_row([codec::signed(sequence.get())], codec::facts)
-        .optional()?;
-    let Some(facts) = facts else { return Ok(None) };
-    let (headers, body) = payload(connection, sequence)?;
-    Ok(Some(Webhook { facts, headers, body }))
+        .query_row([codec::signed(sequence.get())], |row| Ok(codec::facts(row)))
+        .optional();
+    let facts = match facts {
+        Ok(None) => return Ok(Ok(None)),
+        Ok(Some(Ok(facts))) => facts,
+        Ok(Some(Err(damage))) => return Ok(Err(damage.to_string())),
+        Err(error) if damage::is_unreadable_page(&error) => return Ok(Err(damage::reason(&error))),
+        Err(error) => return Err(error),
+    };
+    Ok(payload(connection, sequence)?.map(|(headers, body)| Some(Webhook { facts, headers, body })))
 }
 
-/// Bytes of the event's headers and body, or nothing if it is not there.
+/// Bytes of the event's headers and body, or nothing if it is not there. Zero if its row cannot be read.
 pub(super) fn size(connection: &Connection, sequence: Sequence) -> rusqlite::Result<Option<u64>> {
-    connection
+    let size = connection
         .prepare_cached("SELECT size FROM events WHERE sequence = ?1")?
-        .query_row([codec::signed(sequence.get())], |row| codec::number(row, 0))
-        .optional()
+        .query_row([codec::signed(sequence.get())], |row| Ok(codec::number(row, 0).unwrap_or_default()))
+        .optional();
+    match size {
+        Err(error) if damage::is_unreadable_page(&error) => Ok(Some(0)),
+        size => size,
+    }
 }
 
+/// The event's headers and body. The inner error says why this event's cannot be read, when those of others can.
 fn payload(
     connection: &Connection,
     sequence: Sequence,
-) -> rusqlite::Result<(crate::headers::Headers, Bytes)> {
+) -> rusqlite::Result<Result<(Headers, Bytes), String>> {
+    match read_payload(connection, sequence) {
+        Ok(Ok(payload)) => Ok(Ok(payload)),
+        Ok(Err(damage)) => Ok(Err(damage.to_string())),
+        Err(error) if damage::is_damage(&error) && damage::payloads_are_readable(connection) => {
+            Ok(Err(damage::reason(&error)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read_payload(
+    connection: &Connection,
+    sequence: Sequence,
+) -> rusqlite::Result<Result<(Headers, Bytes), Damage>> {
     let row_id = codec::signed(sequence.get());
     let mut select = connection.prepare_cached(
         "SELECT headers, length(body), checksum FROM payloads JOIN events USING (sequence) WHERE sequence = ?1",
     )?;
-    let (blob, length, checksum): (Vec<u8>, u32, Option<u32>) =
-        select.query_row([row_id], |row| row.try_into())?;
-    let damaged = |error: Box<dyn std::error::Error + Send + Sync>| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, error)
+    let row = select.query_row([row_id], |row| row.try_into()).optional()?;
+    let Some((blob, length, checksum)): Option<(Vec<u8>, u32, Option<i64>)> = row else {
+        return Ok(Err(Damage::NoPayload));
     };
     // Not as a column: SQLite would put it together in memory of its own first.
     let mut body = vec![0; length as usize];
     connection.blob_open(MAIN_DB, "payloads", "body", row_id, true)?.read_at_exact(&mut body, 0)?;
     // What the first version stored has none.
-    if checksum.is_some_and(|stored| stored != codec::checksum(&blob, &body)) {
-        return Err(damaged(codec::ChecksumError(sequence).into()));
+    if checksum.is_some_and(|stored| stored != i64::from(codec::checksum(&blob, &body))) {
+        return Ok(Err(Damage::Checksum));
     }
-    let headers = codec::decode_headers(&blob).map_err(|error| damaged(error.into()))?;
-    Ok((headers, Bytes::from(body)))
+    Ok(codec::decode_headers(&blob).map(|headers| (headers, Bytes::from(body))))
 }
 
 /// How far the client has come.
@@ -193,22 +261,32 @@ pub(super) fn reports(connection: &Connection, sequence: Sequence) -> rusqlite::
         "SELECT {} FROM outcomes WHERE sequence = ?1 ORDER BY client, target",
         codec::OUTCOME
     ))?;
-    let reports = select.query_map([codec::signed(sequence.get())], codec::report)?;
-    reports.collect()
+    let reports = select.query_map([codec::signed(sequence.get())], |row| Ok(codec::report(row)))?;
+    reports.filter_map(Result::transpose).collect()
 }
 
-/// Every client with a cursor, and the cursor.
+/// Every client with a cursor, and the cursor. An id that no client can have is left out.
 pub(super) fn cursors(connection: &Connection) -> rusqlite::Result<Vec<(ClientId, Sequence)>> {
     let mut select = connection.prepare_cached("SELECT client, cursor FROM cursors ORDER BY client")?;
-    let cursors = select.query_map((), |row| Ok((codec::text(row, 0)?, codec::sequence(row, 1)?)))?;
-    cursors.collect()
+    let cursors = select.query_map((), |row| {
+        let client: Option<ClientId> = codec::optional(row, 0);
+        client.map(|client| Ok((client, codec::sequence(row, 1)?))).transpose()
+    })?;
+    cursors.filter_map(Result::transpose).collect()
 }
 
-/// What was changed about the watchlist.
+/// What was changed about the watchlist. A change that cannot be read counts as not made.
 pub(super) fn watchlist_changes(
     connection: &Connection,
 ) -> rusqlite::Result<Vec<(RepositoryPattern, WatchlistChange)>> {
     let mut select = connection.prepare_cached("SELECT pattern, change FROM watchlist")?;
-    let changes = select.query_map((), |row| Ok((codec::text(row, 0)?, codec::text(row, 1)?)))?;
-    changes.collect()
+    let changes = select.query_map((), |row| {
+        let change: Option<(RepositoryPattern, WatchlistChange)> =
+            codec::optional(row, 0).zip(codec::optional(row, 1));
+        if change.is_none() {
+            tracing::error!("a change of the watchlist in the store cannot be read; it has no effect");
+        }
+        Ok(change)
+    })?;
+    changes.filter_map(Result::transpose).collect()
 }

@@ -167,14 +167,14 @@ impl Writer {
             while let Some(row) = rows.next()? {
                 let too_many = position.events > 1
                     && (position.events > retention.count || position.bytes > retention.bytes);
-                let too_old = codec::number(row, 2)? < limit.as_millis();
+                let too_old = codec::number(row, 2).unwrap_or_default() < limit.as_millis();
                 let step_full = held.bytes.saturating_sub(position.bytes) >= STEP_BYTES;
                 if step_full || !(too_many || too_old) {
                     break;
                 }
                 last = codec::sequence(row, 0)?;
                 position.events = position.events.saturating_sub(1);
-                position.bytes = position.bytes.saturating_sub(codec::number(row, 1)?);
+                position.bytes = position.bytes.saturating_sub(codec::number(row, 1).unwrap_or_default());
                 if let Some(id) = row.get::<_, Option<i64>>(3)? {
                     *repositories.entry(RepositoryId(id.cast_unsigned())).or_default() += 1;
                 }
@@ -200,6 +200,7 @@ impl Writer {
         self.upkeep.oldest = oldest.map(|(_, accepted)| accepted);
         self.upkeep.freed = true;
         self.shared.tail.write().unwrap_or_else(PoisonError::into_inner).remove_through(last);
+        self.shared.damage().remove_through(last);
         *self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner) = position;
         Ok(last > Sequence::ZERO)
     }
@@ -254,6 +255,9 @@ impl Writer {
 fn oldest(connection: &Connection) -> rusqlite::Result<Option<(Sequence, Timestamp)>> {
     connection
         .prepare_cached("SELECT sequence, accepted_at FROM events ORDER BY sequence LIMIT 1")?
-        .query_row((), |row| Ok((codec::sequence(row, 0)?, Timestamp::from_millis(codec::number(row, 1)?))))
+        .query_row((), |row| {
+            // A time that cannot be read is that of the oldest event of all.
+            Ok((codec::sequence(row, 0)?, Timestamp::from_millis(codec::number(row, 1).unwrap_or_default())))
+        })
         .optional()
 }

@@ -239,6 +239,7 @@ pub(super) fn statistics(connection: &Connection) -> rusqlite::Result<Statistics
         first: first(connection)?,
         head: sequence(head),
         removed: 0,
+        damaged: 0,
         disk_bytes: 0,
         writable: true,
     })

@@ -26,6 +26,21 @@ pub(super) struct Batch<'a> {
     pub(super) now: Timestamp,
 }
 
+/// Why a request failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The stored event that it needs is damaged.
+    Event(Sequence, String),
+    /// The database refused.
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
 /// What is stored of an event beside what was sent.
 struct Marks<'a> {
     redelivery: bool,
@@ -83,8 +98,10 @@ impl Batch<'_> {
         &mut self,
         sequence: Sequence,
         address: &Address,
-    ) -> rusqlite::Result<Option<Event>> {
-        let Some(mut webhook) = reader::webhook(self.transaction, sequence)? else { return Ok(None) };
+    ) -> Result<Option<Event>, Failure> {
+        let stored = reader::webhook(self.transaction, sequence)?;
+        let stored = stored.map_err(|reason| Failure::Event(sequence, reason))?;
+        let Some(mut webhook) = stored else { return Ok(None) };
         webhook.facts.hops = Hops::default();
         let marks = Marks { redelivery: true, address, original: Some(sequence) };
         let new = self.insert(&webhook, &marks)?;

@@ -360,22 +360,6 @@ async fn a_clock_that_was_ahead_removes_nothing() {
 }
 
 #[tokio::test]
-async fn a_damaged_event_is_an_error_for_its_reader() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder);
-    fill(&store, 0..3).await;
-    store.close().await;
-    shell(&folder).execute("UPDATE payloads SET headers = x'05' WHERE sequence = 2", ()).unwrap();
-    let store = open(&folder);
-    for _ in 0..3 {
-        let error = store.read(Sequence::new(1), &Filter::default(), ALL).await.unwrap_err();
-        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
-    }
-    let beyond = store.read(Sequence::new(2), &Filter::default(), ALL).await.unwrap();
-    assert_eq!(beyond.events.len(), 1);
-}
-
-#[tokio::test]
 async fn a_folder_has_one_holder() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder);

@@ -15,7 +15,7 @@ use super::outage::Outage;
 use super::queue::{Answer, Request, Task};
 use super::retention::{self, Upkeep};
 use super::schema;
-use super::statements::{self, Batch};
+use super::statements::{self, Batch, Failure};
 use crate::event::{Address, ClientId, Event, Sequence};
 use crate::store::{Appended, Options, Registration, Statistics, StoreError};
 
@@ -133,16 +133,15 @@ impl Writer {
                 let writable = self.position.writable;
                 self.publish(Statistics { writable, ..position }, group, done);
             }
-            Err(error) if group.len() > 1 && !fails_everybody(&error) => {
+            Err(failure) if group.len() > 1 && !fails_everybody(&failure) => {
                 for request in group {
                     self.write(vec![request]);
                 }
             }
-            Err(error) => {
-                let error = self.shared.failure(error);
+            Err(failure) => {
+                let error = self.shared.refusal(failure);
                 // What cannot be read says nothing of what can be written.
-                let reads = group.iter().all(|request| matches!(request.task, Task::Redeliver { .. }));
-                if !(reads && matches!(error, StoreError::Damaged { .. })) {
+                if !matches!(error, StoreError::DamagedEvent { .. }) {
                     self.failed(&error, group.iter().map(|request| request.weight.bytes()).sum());
                 }
                 for request in group {
@@ -153,7 +152,7 @@ impl Writer {
     }
 
     /// Does all requests in one transaction, or none. Returns what the store then holds.
-    fn transact(&mut self, group: &[Request]) -> rusqlite::Result<(Statistics, Vec<Done>)> {
+    fn transact(&mut self, group: &[Request]) -> Result<(Statistics, Vec<Done>), Failure> {
         self.upkeep.ensure_synced(&self.connection)?;
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         let mut batch = Batch { transaction: &transaction, position: self.position, now: self.clock.now() };
@@ -304,7 +303,8 @@ impl Reply {
 }
 
 /// Whether an error comes from the disk or the connection, so that each request alone would meet it too.
-fn fails_everybody(error: &rusqlite::Error) -> bool {
+fn fails_everybody(failure: &Failure) -> bool {
+    let Failure::Database(error) = failure else { return false };
     matches!(
         error.sqlite_error_code(),
         Some(

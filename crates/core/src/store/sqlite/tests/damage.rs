@@ -1,5 +1,6 @@
 //! Pages that a failing disk has changed.
 
+use std::io::{Seek, SeekFrom, Write};
 use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
@@ -7,6 +8,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use super::*;
+use crate::event::Source;
+use crate::store::Order;
 
 /// Every error that any test of this process has logged.
 static ERRORS: OnceLock<Arc<Mutex<Vec<String>>>> = OnceLock::new();
@@ -70,11 +73,19 @@ fn damage_middle(folder: &TempDir, database: &Path, table: &str) -> usize {
         let pages = select.query_map([table], |row| row.get::<_, i64>(0)).unwrap();
         pages.map(|page| page.unwrap().unsigned_abs()).collect()
     };
-    let mut bytes = std::fs::read(database).unwrap();
-    let start = (pages[pages.len() / 2] as usize - 1) * 8192;
-    bytes[start..start + 8192].fill(0xff);
-    std::fs::write(database, bytes).unwrap();
+    overwrite(database, pages[pages.len() / 2]);
     pages.len()
+}
+
+fn overwrite(database: &Path, page: u64) {
+    let mut file = std::fs::OpenOptions::new().write(true).open(database).unwrap();
+    file.seek(SeekFrom::Start((page - 1) * 8192)).unwrap();
+    file.write_all(&[0xff; 8192]).unwrap();
+}
+
+fn root_page(folder: &TempDir, table: &str) -> u64 {
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+    shell(folder).query_row(root, [table], |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
 }
 
 fn assert_damaged<T>(result: Result<T, StoreError>, database: &Path) {
@@ -84,23 +95,43 @@ fn assert_damaged<T>(result: Result<T, StoreError>, database: &Path) {
     assert!(text.contains(database.to_str().unwrap()) && text.contains("malformed"), "{text}");
 }
 
-/// Reads from the start until it fails; what came before. A read fails only where the damage begins.
-async fn read_until_damage(store: &SqliteStore, database: &Path) -> Sequence {
-    let (mut at, mut count) = (Sequence::ZERO, 0);
+/// Reads all from the start: the sequences of the events, and of those that are damaged.
+async fn read_everything(store: &SqliteStore) -> (Vec<u64>, Vec<u64>) {
+    let (mut at, mut events, mut damaged) = (Sequence::ZERO, Vec::new(), Vec::new());
+    while at < *store.head().borrow() {
+        let page = store.read(at, &Filter::default(), ALL).await.unwrap();
+        assert!(page.read_to > at);
+        events.extend(page.events.iter().map(|event| event.sequence.get()));
+        damaged.extend(page.damaged.iter().flat_map(|damage| damage.first.get()..=damage.last.get()));
+        at = page.read_to;
+    }
+    let mut all = [&events[..], &damaged[..]].concat();
+    all.sort_unstable();
+    assert!(all.into_iter().eq(1..=at.get()), "each is there or damaged: {events:?} {damaged:?}");
+    (events, damaged)
+}
+
+/// Each entry of a listing of everything that is damaged, and whether its metadata can be read.
+async fn listed_as_damaged(store: &SqliteStore, order: Order) -> Vec<(u64, bool)> {
+    let mut listing = Listing { order, limit: 70, ..Listing::default() };
+    let mut damaged = Vec::new();
     loop {
-        match store.read(at, &Filter::default(), ALL).await {
-            Ok(page) => {
-                assert!(page.read_to > at, "there is damage ahead");
-                count += page.events.len() as u64;
-                at = page.read_to;
-            }
-            error => {
-                assert_damaged(error, database);
-                assert_eq!(count, at.get(), "everything before it was served");
-                return at;
-            }
+        let listed = store.list(&listing).await.unwrap();
+        let entries = listed.entries.iter().filter(|entry| entry.damage.is_some());
+        damaged.extend(entries.map(|entry| (entry.sequence.get(), entry.facts.is_some())));
+        match (listed.next, order) {
+            (None, _) => break,
+            (Some(next), Order::OldestFirst) => listing.first = next,
+            (Some(next), Order::NewestFirst) => listing.last = next,
         }
     }
+    damaged.sort_unstable();
+    damaged
+}
+
+fn assert_event_damaged<T>(result: Result<T, StoreError>, lost: Sequence) {
+    let error = result.err().expect("the event is damaged");
+    assert!(matches!(error, StoreError::DamagedEvent { sequence, .. } if sequence == lost), "{error}");
 }
 
 #[tokio::test]
@@ -110,25 +141,26 @@ async fn a_damaged_payload_withholds_no_other() {
     assert!(leaves > 10);
     assert!(errors_about(&database).is_empty());
     let store = open(&folder);
-    let good = read_until_damage(&store, &database).await;
-    assert!((10..90).contains(&good.get()), "{good}");
+    assert!(listed_as_damaged(&store, Order::NewestFirst).await.is_empty(), "a listing reads no payload");
+    let (events, damaged) = read_everything(&store).await;
+    assert!((1..10).contains(&damaged.len()) && events.len() > 90, "{damaged:?}");
     // Again and again, and with both connections.
     for _ in 0..4 {
-        assert_damaged(store.read(good, &Filter::default(), ALL).await, &database);
+        assert_eq!(read_everything(&store).await, (events.clone(), damaged.clone()));
     }
+    let lost = Sequence::new(damaged[0]);
+    assert_event_damaged(store.redeliver(lost, Address::default()).await, lost);
     let logged = errors_about(&database);
-    assert!(
-        logged.len() == 1 && logged[0].contains("malformed; stop the server"),
-        "once, in full: {logged:?}"
-    );
-    let lost = good.next();
-    assert_damaged(store.redeliver(lost, Address::default()).await, &database);
-    assert!(store.statistics().await.unwrap().writable, "it was a read that failed");
+    assert!(logged.len() == 1 && logged[0].contains("will not be delivered"), "once: {logged:?}");
+    let statistics = store.statistics().await.unwrap();
+    assert!(statistics.writable, "it was a read that failed");
+    assert_eq!(statistics.damaged, damaged.len() as u64);
 
-    let listed = store.list(&Listing::default()).await.unwrap();
-    assert_eq!(listed.entries.len(), 100, "a listing needs no payload");
-    let rest = store.read(Sequence::new(95), &Filter::default(), ALL).await.unwrap();
-    assert_eq!(rest.events.len(), 5);
+    let other = Filter { repositories: vec!["octo/other".parse().unwrap()], ..Filter::default() };
+    let unselected = store.read(Sequence::ZERO, &other, ALL).await.unwrap();
+    assert_eq!((unselected.damaged, unselected.read_to), (vec![], Sequence::new(100)), "they are for others");
+    let expected: Vec<_> = damaged.iter().map(|sequence| (*sequence, true)).collect();
+    assert_eq!(listed_as_damaged(&store, Order::NewestFirst).await, expected);
     let copy = store.redeliver(Sequence::new(99), Address::default()).await.unwrap();
     assert_eq!(copy, Some(Sequence::new(101)));
     assert_eq!(append(&store, 100).await.unwrap().sequence(), Sequence::new(102));
@@ -142,18 +174,28 @@ async fn a_damaged_event_withholds_no_other() {
     let leaves = damage_middle(&folder, &database, "events");
     assert!(leaves > 4);
     let store = open(&folder);
-    let good = read_until_damage(&store, &database).await;
-    assert!((50..450).contains(&good.get()), "{good}");
-    assert_damaged(store.list(&Listing { limit: 1000, ..Listing::default() }).await, &database);
-    let newest = Listing { first: Sequence::new(450), ..Listing::default() };
-    assert_eq!(store.list(&newest).await.unwrap().entries.len(), 51);
-    let rest = store.read(Sequence::new(450), &Filter::default(), ALL).await.unwrap();
-    assert_eq!(rest.events.len(), 50);
+    let (events, damaged) = read_everything(&store).await;
+    assert!((10..200).contains(&damaged.len()) && events.len() > 300, "{damaged:?}");
+    assert_eq!(errors_about(&database).len(), 1, "one page, one line");
+    assert_eq!(store.statistics().await.unwrap().damaged, damaged.len() as u64);
+    let expected: Vec<_> = damaged.iter().map(|sequence| (*sequence, false)).collect();
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        assert_eq!(listed_as_damaged(&store, order).await, expected);
+        let (first, last) = (Sequence::new(damaged[2]), Sequence::new(damaged[4]));
+        let within = Listing { first, last, order, ..Listing::default() };
+        assert_eq!(store.list(&within).await.unwrap().entries.len(), 3);
+    }
+    let (lost, before) = (Sequence::new(damaged[1]), Sequence::new(damaged[0]));
+    let one = ReadLimit { events: 1, bytes: 0 };
+    let from_within = store.read(before, &Filter::default(), one).await.unwrap();
+    assert_eq!(from_within.damaged[0].first, lost);
+    assert_eq!(from_within.events[0].sequence.get(), damaged[damaged.len() - 1] + 1);
+    assert_event_damaged(store.redeliver(lost, Address::default()).await, lost);
     assert_eq!(append(&store, 500).await.unwrap().sequence(), Sequence::new(501));
     assert_eq!(append(&store, 0).await.unwrap(), Appended::Repeat { sequence: Sequence::new(1) });
     // The repeat of one that cannot be read fails alone.
     let held = hold_up(&store).await;
-    let answers = queue_appends(&store, [501, good.get(), 502], 10).await;
+    let answers = queue_appends(&store, [501, lost.get(), 502], 10).await;
     drop(held);
     let mut results = Vec::new();
     for answer in answers {
@@ -163,6 +205,61 @@ async fn a_damaged_event_withholds_no_other() {
     assert_damaged(results.remove(1), &database);
     assert!(matches!(results[1], Ok(Appended::Stored { .. })), "{results:?}");
     assert!(store.statistics().await.unwrap().writable);
+}
+
+#[tokio::test]
+async fn a_table_that_is_damaged_as_a_whole_is_not_passed() {
+    for table in ["events", "payloads"] {
+        let (folder, database) = closed_with(500).await;
+        let store = open(&folder);
+        // While the store is open, as it does not open with a root page that cannot be read.
+        overwrite(&database, root_page(&folder, table));
+        assert_damaged(store.read(Sequence::ZERO, &Filter::default(), ALL).await, &database);
+        assert_eq!(store.statistics().await.unwrap().damaged, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_row_needs_its_delivery_id_alone() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder);
+    fill(&store, 0..4).await;
+    for sequence in 1..=4 {
+        let acknowledgement = acknowledgement(Sequence::new(sequence));
+        store.acknowledge(&client(), vec![acknowledgement], Sequence::ZERO).await.unwrap();
+    }
+    store.close().await;
+    shell(&folder)
+        .execute_batch(
+            "UPDATE events SET source = 'ODD', hook_id = '', repository_name = 'none', received_at = -1,
+                 accepted_at = 77, redelivery = 9, size = -1, for_client = '', hops = x'0102' WHERE sequence = 2;
+             UPDATE events SET delivery_id = '' WHERE sequence = 3;
+             UPDATE outcomes SET code = -1, attempts = -1, duration_ns = -1, at = -1 WHERE sequence = 2;
+             UPDATE outcomes SET result = 'odd' WHERE sequence = 3;
+             INSERT INTO cursors (client, cursor) VALUES ('', 1);
+             INSERT INTO watchlist (pattern, change) VALUES ('', 'added'), ('octo/*', 'added');",
+        )
+        .unwrap();
+    let store = open(&folder);
+    let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+    let read: Vec<_> = page.events.iter().map(|event| event.sequence.get()).collect();
+    assert_eq!(read, [1, 2, 4]);
+    let facts = &page.events[1].webhook.facts;
+    assert_eq!(page.events[1].webhook.body, testing::webhook(1, HELLO, 1000).body);
+    assert_eq!((&facts.source, &facts.hook_id, &facts.repository_name), (&Source::UNKNOWN, &None, &None));
+    assert_eq!(facts.received_at, Timestamp::from_millis(77), "it was accepted then");
+    assert_eq!((page.events[1].address.clone(), facts.hops.iter().len()), (Address::default(), 0));
+    let damage = &page.damaged[0];
+    assert_eq!((damage.first.get(), damage.last.get()), (3, 3));
+    assert!(damage.reason.contains("delivery id"), "{damage:?}");
+
+    assert_eq!(listed_as_damaged(&store, Order::OldestFirst).await, [(3, false)]);
+    let reports = store.reports(Sequence::new(2)).await.unwrap();
+    assert_eq!((reports[0].outcome.code, reports[0].outcome.attempts), (None, 0));
+    assert!(store.reports(Sequence::new(3)).await.unwrap().is_empty());
+    assert_eq!(store.cursors().await.unwrap().len(), 1);
+    assert_eq!(store.watchlist_changes().await.unwrap().len(), 1);
+    assert!(store.redeliver(Sequence::new(2), Address::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -190,9 +287,37 @@ async fn bytes_that_changed_on_the_disk_are_not_delivered() {
         .execute("UPDATE payloads SET body = zeroblob(length(body)) WHERE sequence = 2", ())
         .unwrap();
     let store = open(&folder);
-    let before = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
-    assert_eq!((before.events.len(), before.read_to), (1, Sequence::new(1)));
-    let error = store.read(Sequence::new(1), &Filter::default(), ALL).await.unwrap_err();
-    assert!(matches!(error, StoreError::Damaged { .. }) && error.to_string().contains("event 2"), "{error}");
-    assert_eq!(store.read(Sequence::new(2), &Filter::default(), ALL).await.unwrap().events.len(), 1);
+    let (events, damaged) = read_everything(&store).await;
+    assert_eq!((events, damaged), (vec![1, 3], vec![2]));
+    let page = store.read(Sequence::new(1), &Filter::default(), ALL).await.unwrap();
+    assert!(page.damaged[0].reason.contains("checksum"), "{:?}", page.damaged);
+    let hello = Filter { repositories: vec![HELLO.parse().unwrap()], ..Filter::default() };
+    let one = ReadLimit { events: 1, bytes: 0 };
+    let page = store.read(Sequence::new(1), &hello, one).await.unwrap();
+    assert_eq!((page.events[0].sequence.get(), page.damaged.len()), (3, 1));
+}
+
+#[tokio::test]
+async fn every_kind_of_damage_to_a_payload_is_passed() {
+    let (folder, _) = closed_with(5).await;
+    shell(&folder)
+        .execute_batch(
+            "UPDATE payloads SET headers = x'05' WHERE sequence = 2;
+             UPDATE events SET checksum = NULL WHERE sequence = 2;
+             DELETE FROM payloads WHERE sequence = 3;
+             UPDATE events SET checksum = -1 WHERE sequence = 4;",
+        )
+        .unwrap();
+    let store = open(&folder);
+    assert_eq!(read_everything(&store).await, (vec![1, 5], vec![2, 3, 4]));
+    let page = store.read(Sequence::ZERO, &Filter::default(), ALL).await.unwrap();
+    let reasons: Vec<_> = page.damaged.iter().map(|damage| &*damage.reason).collect();
+    assert_eq!(
+        reasons,
+        [
+            "its headers cannot be read",
+            "its payload is missing",
+            "its payload has changed on the disk: its checksum is another"
+        ]
+    );
 }
