@@ -20,7 +20,15 @@ pub(super) fn list(connection: &Connection, listing: &Listing, head: Sequence) -
     }
     let range = (first, listing.last.min(head));
     let mut sieve = Sieve::new(listing);
-    while let Err(error) = scan(&transaction, listing, range, &mut sieve) {
+    loop {
+        let (first, last) = rest(listing.order, range, &sieve);
+        // Beyond the range, SQLite may meet the unreadable page again.
+        if first > last {
+            return Ok(sieve.finish());
+        }
+        let Err(error) = scan(&transaction, listing, (first, last), &mut sieve) else {
+            return Ok(sieve.finish());
+        };
         let (first, last) = rest(listing.order, range, &sieve);
         let from = if listing.order == Order::OldestFirst { first } else { last };
         let goes_by_index = listing.delivery_id.is_some()
@@ -45,7 +53,6 @@ pub(super) fn list(connection: &Connection, listing: &Listing, head: Sequence) -
             }
         }
     }
-    Ok(sieve.finish())
 }
 
 /// The part of a range that was not looked at yet.
@@ -57,14 +64,13 @@ fn rest(order: Order, (first, last): (Sequence, Sequence), sieve: &Sieve<'_>) ->
     }
 }
 
-/// Looks at the rest of a range, until the page is complete.
+/// Looks at a range, until the page is complete.
 fn scan(
     transaction: &Connection,
     listing: &Listing,
-    range: (Sequence, Sequence),
+    (first, last): (Sequence, Sequence),
     sieve: &mut Sieve<'_>,
 ) -> rusqlite::Result<()> {
-    let (first, last) = rest(listing.order, range, sieve);
     let (statement, key) = statement(listing);
     let mut values =
         vec![Value::Integer(codec::signed(first.get())), Value::Integer(codec::signed(last.get()))];

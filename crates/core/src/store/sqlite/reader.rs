@@ -99,7 +99,10 @@ pub(super) fn page(
     let removed_to = schema::first(&transaction)?;
     let removed_to = if removed_to == Sequence::ZERO { head } else { removed_to.previous() };
     let mut gather = Gather::new(after, removed_to, limit);
-    loop {
+    while gather.read_to() < head {
+        if gather.is_full() {
+            return Ok(gather.stop());
+        }
         match scan(&transaction, &mut gather, head, filter) {
             Ok(Scanned::Full) => return Ok(gather.stop()),
             Ok(Scanned::All) => return Ok(gather.finish(head)),
@@ -115,6 +118,7 @@ pub(super) fn page(
             Err(error) => return Err(error),
         }
     }
+    Ok(gather.finish(head))
 }
 
 /// How a scan of the table of events ended.
