@@ -8,23 +8,27 @@ use gitstafette_core::event::{ClientId, Timestamp};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::subscription::Flow;
 use gitstafette_proto::convert::Attached;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 /// The attached streams by client id.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    attached: DashMap<ClientId, Entry>,
+    places: DashMap<ClientId, Place>,
     next: AtomicU64,
 }
 
-#[derive(Clone, Debug)]
-struct Entry {
-    stream: u64,
-    standing: Arc<Standing>,
-    taken_over: CancellationToken,
-    ended: CancellationToken,
-    /// The ends of those it takes over from: the last one, and those that one was still waiting for.
-    earlier: Vec<CancellationToken>,
+/// The streams of one client id: at most one is attached, and others wait for its end.
+#[derive(Debug)]
+struct Place {
+    /// How many there are. The place is removed with the last.
+    streams: usize,
+    /// Tells the newest one that a newer one takes over.
+    newest: CancellationToken,
+    /// The attached one holds the lock. The others wait for it, in the order of their arrival.
+    turn: Arc<Mutex<()>>,
+    /// The attached one's number, and what operators are told of it.
+    attached: Option<(u64, Arc<Standing>)>,
 }
 
 /// What operators are told of an attached stream.
@@ -80,109 +84,97 @@ impl Standing {
     }
 }
 
-/// A stream's place in the registry, left when it is dropped.
+/// A stream in the registry. It leaves when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Attachment {
     registry: Arc<Registry>,
     client: ClientId,
-    entry: Entry,
-    /// The stream that it takes over from, until that has ended.
-    previous: Option<Entry>,
+    stream: u64,
+    taken_over: CancellationToken,
+    /// `None` while it waits for an older stream to end.
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Registry {
-    /// Attaches a stream. One that is attached under the same id is told to end, and has ended when this returns:
-    /// what it still acknowledges counts.
+    /// Attaches a stream. The streams of the same id that are attached or wait are told to end. The attached one has ended
+    /// when this returns: the acknowledgements that it stored count.
     pub(crate) async fn attach(self: &Arc<Self>, client: ClientId, standing: Arc<Standing>) -> Attachment {
-        let mut entry = self.entry(standing);
-        let mut attachment = match self.attached.entry(client.clone()) {
-            dashmap::Entry::Vacant(place) => {
-                place.insert(entry.clone());
-                Attachment { registry: Arc::clone(self), client, entry, previous: None }
-            }
-            dashmap::Entry::Occupied(mut place) => {
-                entry.earlier.clone_from(&place.get().earlier);
-                entry.earlier.push(place.get().ended.clone());
-                entry.earlier.retain(|ended| !ended.is_cancelled());
-                let previous = place.insert(entry.clone());
-                Attachment { registry: Arc::clone(self), client, entry, previous: Some(previous) }
-            }
+        let stream = self.next.fetch_add(1, Ordering::Relaxed);
+        let taken_over = CancellationToken::new();
+        let turn = {
+            let mut place = self.places.entry(client.clone()).or_insert_with(|| Place {
+                streams: 0,
+                newest: CancellationToken::new(),
+                turn: Arc::default(),
+                attached: None,
+            });
+            place.streams += 1;
+            std::mem::replace(&mut place.newest, taken_over.clone()).cancel();
+            Arc::clone(&place.turn)
         };
-        if let Some(previous) = &attachment.previous {
-            previous.taken_over.cancel();
+        let mut attachment =
+            Attachment { registry: Arc::clone(self), client, stream, taken_over, turn: None };
+        attachment.turn = Some(turn.lock_owned().await);
+        if let Some(mut place) = self.places.get_mut(&attachment.client) {
+            place.attached = Some((stream, standing));
         }
-        for ended in &attachment.entry.earlier {
-            ended.cancelled().await;
-        }
-        attachment.previous = None;
         attachment
     }
 
     /// Occupies the id of a client that is not connected; `None` if it is. A stream that comes meanwhile waits until the
     /// returned attachment is dropped.
     pub(crate) fn occupy(self: &Arc<Self>, client: &ClientId, standing: Arc<Standing>) -> Option<Attachment> {
-        let entry = self.entry(standing);
-        match self.attached.entry(client.clone()) {
-            dashmap::Entry::Occupied(place) if !place.get().ended.is_cancelled() => return None,
-            dashmap::Entry::Occupied(mut place) => drop(place.insert(entry.clone())),
-            dashmap::Entry::Vacant(place) => drop(place.insert(entry.clone())),
-        }
-        Some(Attachment { registry: Arc::clone(self), client: client.clone(), entry, previous: None })
+        let dashmap::Entry::Vacant(vacant) = self.places.entry(client.clone()) else { return None };
+        let stream = self.next.fetch_add(1, Ordering::Relaxed);
+        let (taken_over, turn) = (CancellationToken::new(), Arc::<Mutex<()>>::default());
+        let held = Arc::clone(&turn).try_lock_owned().ok();
+        vacant.insert(Place {
+            streams: 1,
+            newest: taken_over.clone(),
+            turn,
+            attached: Some((stream, standing)),
+        });
+        Some(Attachment { registry: Arc::clone(self), client: client.clone(), stream, taken_over, turn: held })
     }
 
     /// The ids of all attached clients, in no order.
     pub(crate) fn clients(&self) -> impl Iterator<Item = ClientId> {
-        self.attached.iter().map(|entry| entry.key().clone())
+        self.places.iter().map(|place| place.key().clone())
     }
 
-    fn entry(&self, standing: Arc<Standing>) -> Entry {
-        Entry {
-            stream: self.next.fetch_add(1, Ordering::Relaxed),
-            standing,
-            taken_over: CancellationToken::new(),
-            ended: CancellationToken::new(),
-            earlier: Vec::new(),
-        }
-    }
-
-    /// Who is attached, in no order.
+    /// The attached streams, in no order.
     pub(crate) fn attached(&self) -> Vec<(ClientId, Attached)> {
-        let live = self.attached.iter().filter(|entry| !entry.ended.is_cancelled());
-        live.map(|entry| (entry.key().clone(), entry.standing.attached())).collect()
+        let standing = |place: &Place| place.attached.as_ref().map(|(_, standing)| standing.attached());
+        self.places.iter().filter_map(|place| Some((place.key().clone(), standing(&place)?))).collect()
     }
 
-    /// Whether a stream of this client is attached.
+    /// Whether a stream of this client is attached, or is about to be.
     pub(crate) fn is_attached(&self, client: &ClientId) -> bool {
-        self.attached.get(client).is_some_and(|entry| !entry.ended.is_cancelled())
+        self.places.contains_key(client)
     }
 
-    /// How many streams are attached.
+    /// How many clients have a stream.
     pub(crate) fn len(&self) -> usize {
-        self.attached.len()
+        self.places.len()
     }
 }
 
 impl Attachment {
     /// Waits until a newer stream takes over.
     pub(crate) async fn taken_over(&self) {
-        self.entry.taken_over.cancelled().await;
+        self.taken_over.cancelled().await;
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let Some(previous) = self.previous.take() else {
-            self.registry.attached.remove_if(&self.client, |_, entry| entry.stream == self.entry.stream);
-            self.entry.ended.cancel();
-            return;
-        };
-        // It gave up before it had taken over: the older one has its place again, until it has ended.
-        if let Some(mut place) = self.registry.attached.get_mut(&self.client)
-            && place.stream == self.entry.stream
-        {
-            *place = previous;
-        }
-        self.entry.ended.cancel();
+        let stream = self.stream;
+        // The lock is released after this: the next stream enters its own standing then.
+        self.registry.places.remove_if_mut(&self.client, |_, place| {
+            place.streams -= 1;
+            place.attached.take_if(|(attached, _)| *attached == stream);
+            place.streams == 0
+        });
     }
 }
 
@@ -220,6 +212,29 @@ mod tests {
         drop(first);
         drop(fourth.await.unwrap());
         assert_eq!(registry.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn streams_that_give_up_leave_no_entry() {
+        let registry = Arc::new(Registry::default());
+        let client: ClientId = "a".parse().unwrap();
+        let first = registry.attach(client.clone(), standing()).await;
+        let attach = || {
+            let (registry, client) = (Arc::clone(&registry), client.clone());
+            tokio::spawn(async move { registry.attach(client, standing()).await })
+        };
+        let (second, third) = (attach(), attach());
+        first.taken_over().await;
+        tokio::task::yield_now().await;
+        for waiting in [second, third] {
+            waiting.abort();
+            assert!(waiting.await.is_err());
+            assert!(registry.is_attached(&client), "the first stream is still there");
+            assert_eq!((registry.len(), registry.attached().len()), (1, 1));
+        }
+        drop(first);
+        assert!(!registry.is_attached(&client));
+        assert_eq!((registry.len(), registry.attached().len()), (0, 0));
     }
 
     #[tokio::test]
