@@ -81,6 +81,9 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     redelivering::marks_the_dead_letters_of_the_address(&open(options).await).await;
     redelivering::leaves_the_sender_s_next_alone(&open(options).await).await;
 
+    operating::keeps_the_state_of_relays(&open(options).await).await;
+    operating::has_one_run_while_it_is_open(&open(options).await).await;
+
     relaying::stores_an_origin_once(&open(options).await).await;
     relaying::stores_an_origin_once(&open(drop_redeliveries).await).await;
     relaying::tells_events_of_one_origin_apart(&open(options).await).await;

@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use super::listing::Sieve;
 use super::tail::{Bounds, Look, SCAN_LIMIT, Tail};
 use super::{
-    Acknowledgement, Appended, Entry, EventStore, Listed, Listing, Options, Order, Owner, Page, ReadLimit,
-    Redelivery, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange, beyond,
+    Acknowledgement, Appended, Entry, EventStore, History, Listed, Listing, Options, Order, Owner, Page,
+    ReadLimit, Redelivery, Registration, Report, Run, RunId, Statistics, StoreError, StoreId,
+    WatchlistChange, beyond,
 };
 use crate::event::{
     Address, ClientId, DeliveryId, Event, Facts, HookId, Sequence, Source, Timestamp, Webhook,
@@ -30,6 +31,8 @@ use crate::subscription::Progress;
 #[derive(Debug)]
 pub struct MemoryStore {
     id: StoreId,
+    /// The one run of a store that ends with its process.
+    history: History,
     options: Options,
     state: Mutex<State>,
     head: watch::Receiver<Sequence>,
@@ -50,6 +53,7 @@ struct State {
     clients: BTreeMap<ClientId, Progress>,
     registered: BTreeMap<ClientId, Registered>,
     watchlist: HashMap<RepositoryPattern, WatchlistChange>,
+    relays: HashMap<String, String>,
     /// How many events retention has removed.
     removed: u64,
     /// `None` once closed: whoever waits on the head wakes.
@@ -94,10 +98,12 @@ impl MemoryStore {
             clients: BTreeMap::new(),
             registered: BTreeMap::new(),
             watchlist: HashMap::new(),
+            relays: HashMap::new(),
             removed: 0,
             head: Some(sender),
         };
-        Self { id: StoreId::random(), options, state: Mutex::new(state), head }
+        let history = History::new(vec![Run { id: RunId::random(), start: Sequence::ZERO }]);
+        Self { id: StoreId::random(), history, options, state: Mutex::new(state), head }
     }
 
     /// The state, after retention.
@@ -419,6 +425,23 @@ impl EventStore for MemoryStore {
 
     fn id(&self) -> StoreId {
         self.id
+    }
+
+    fn history(&self) -> &History {
+        &self.history
+    }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
+
+    async fn relay_state(&self, relay: &str) -> Result<Option<String>, StoreError> {
+        Ok(self.state()?.relays.get(relay).cloned())
+    }
+
+    async fn store_relay_state(&self, relay: &str, state: String) -> Result<(), StoreError> {
+        self.state()?.relays.insert(relay.to_owned(), state);
+        Ok(())
     }
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {

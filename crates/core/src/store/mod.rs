@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -22,6 +22,8 @@ use crate::target::Outcome;
 
 mod clients;
 mod error;
+mod history;
+mod identity;
 mod listing;
 mod memory;
 #[cfg(feature = "sqlite")]
@@ -35,6 +37,8 @@ mod model;
 
 pub use clients::{Owner, Registration};
 pub use error::{OpenError, StoreError};
+pub use history::{History, MAX_RUNS, Run};
+pub use identity::{RunId, StoreId, StoreIdError};
 pub use listing::{Entry, Fate, FateError, FateFilter, Listed, Listing, Order, Report};
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
@@ -82,6 +86,9 @@ pub use sqlite::SqliteStore;
 ///   Of a stored event only the sequence, the delivery id, the headers and the body are required. Any other field that
 ///   cannot be read counts as absent. Damage to the store as a whole fails whatever needs it with
 ///   [`StoreError::Damaged`]: a read first returns the events before the damage.
+/// - **Told apart from its copies.** Each start of a store is a run with a random id, see [`History`]. A run is recorded
+///   with its first event. After a store was set back to an older copy, its history shows up to which sequence its events
+///   are those of before.
 /// - **Cancel safe.** A dropped future leaves the store whole; what it asked for may still be done.
 #[async_trait]
 pub trait EventStore: Send + Sync + fmt::Debug + 'static {
@@ -217,6 +224,24 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// Which store this is. It stays as long as its events do.
     fn id(&self) -> StoreId;
 
+    /// The runs of this store, the current one last. They do not change while it is open.
+    fn history(&self) -> &History;
+
+    /// Whether the store survives the process.
+    fn is_durable(&self) -> bool;
+
+    /// The state that a relay stored under its name; `None` if there is none. It is set back with the store.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn relay_state(&self, relay: &str) -> Result<Option<String>, StoreError>;
+
+    /// Stores a relay's state in place of an earlier one.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn store_relay_state(&self, relay: &str, state: String) -> Result<(), StoreError>;
+
     /// What the store holds now. It answers from memory, however slow the disk is.
     ///
     /// # Errors
@@ -227,56 +252,6 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// be taken.
     async fn close(&self);
 }
-
-/// Tells stores apart: a random number that a store is given when it is made. A sequence means an event only together
-/// with the store that gave it: one that was begun anew begins at 1 again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct StoreId(u64);
-
-impl StoreId {
-    /// The id with this number, for a store that keeps it.
-    pub const fn new(number: u64) -> Self {
-        Self(number)
-    }
-
-    /// The number.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    /// A random id. The standard library seeds its hashers from the system's randomness, which is all that is needed
-    /// here: nobody must be unable to guess it.
-    pub fn random() -> Self {
-        use std::hash::{BuildHasher, RandomState};
-        Self(RandomState::new().hash_one(std::process::id()))
-    }
-}
-
-impl fmt::Display for StoreId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for StoreId {
-    type Err = StoreIdError;
-
-    fn from_str(text: &str) -> Result<Self, StoreIdError> {
-        let is_hexadecimal = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_hexadecimal.then(|| u64::from_str_radix(text, 16).ok()).flatten().map(Self).ok_or(StoreIdError)
-    }
-}
-
-impl Serialize for StoreId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// The text names no store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a store's id is 16 hexadecimal digits")]
-pub struct StoreIdError;
 
 /// What an append did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -134,7 +134,13 @@ impl Registry {
             turn,
             attached: Some((stream, standing)),
         });
-        Some(Attachment { registry: Arc::clone(self), client: client.clone(), stream, taken_over, turn: held })
+        Some(Attachment {
+            registry: Arc::clone(self),
+            client: client.clone(),
+            stream,
+            taken_over,
+            turn: held,
+        })
     }
 
     /// The ids of all attached clients, in no order.

@@ -8,8 +8,8 @@ use gitstafette_core::event::{self, ClientId, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::{RepositoryId, RepositoryPattern};
 use gitstafette_core::store::{
-    Acknowledgement, Appended, EventStore, Listed, Listing, MemoryStore, Options, Owner, Page, ReadLimit,
-    Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, EventStore, History, Listed, Listing, MemoryStore, Options, Owner, Page,
+    ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use gitstafette_core::subscription::Progress;
 use gitstafette_core::testing::Format;
@@ -66,6 +66,22 @@ impl EventStore for Gated {
         self.arrived.notify_one();
         self.gate.acquire().await.unwrap().forget();
         self.inner.append(webhook).await
+    }
+
+    fn history(&self) -> &History {
+        self.inner.history()
+    }
+
+    fn is_durable(&self) -> bool {
+        self.inner.is_durable()
+    }
+
+    async fn relay_state(&self, relay: &str) -> Result<Option<String>, StoreError> {
+        self.inner.relay_state(relay).await
+    }
+
+    async fn store_relay_state(&self, relay: &str, state: String) -> Result<(), StoreError> {
+        self.inner.store_relay_state(relay, state).await
     }
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {

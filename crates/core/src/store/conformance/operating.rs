@@ -218,3 +218,19 @@ pub(super) async fn keeps_changes_of_the_watchlist(store: &impl EventStore) {
     append(store, 1).await;
     assert_eq!(changes().await.len(), 3, "events have nothing to do with it");
 }
+
+pub(super) async fn keeps_the_state_of_relays(store: &impl EventStore) {
+    assert_eq!(store.relay_state("push.site").await.expect("the state"), None);
+    for state in ["one", "two"] {
+        store.store_relay_state("push.site", state.to_owned()).await.expect("it is stored");
+        assert_eq!(store.relay_state("push.site").await.expect("the state").as_deref(), Some(state));
+    }
+    assert_eq!(store.relay_state("pull.site").await.expect("the state"), None);
+}
+
+pub(super) async fn has_one_run_while_it_is_open(store: &impl EventStore) {
+    let run = store.history().current().expect("a run");
+    assert_eq!(run.start, Sequence::ZERO);
+    fill(store, 0..5).await;
+    assert_eq!(store.history().current(), Some(run));
+}

@@ -80,8 +80,8 @@ use self::statements::Failure;
 use self::writer::Writer;
 use super::tail::{Bounds, Tail};
 use super::{
-    Acknowledgement, Appended, DamagedEvents, EventStore, Listed, Listing, OpenError, Options, Owner, Page,
-    ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, DamagedEvents, EventStore, History, Listed, Listing, OpenError, Options,
+    Owner, Page, ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -112,6 +112,8 @@ struct Shared {
     database: PathBuf,
     tail: RwLock<Tail>,
     statistics: Mutex<Statistics>,
+    /// Does not change while the store is open.
+    history: History,
     /// Whether the database as a whole was found damaged, so that it is logged once.
     damaged: AtomicBool,
     /// The damaged events that were found.
@@ -193,11 +195,14 @@ impl SqliteStore {
             schema::statistics(&connection).map_err(|error| schema::refusal(&database, &error))?;
         statistics.disk_bytes = schema::disk_bytes(&database);
         let id = schema::id(&connection).map_err(|error| schema::refusal(&database, &error))?;
+        let history = schema::history(&connection, statistics.head)
+            .map_err(|error| schema::refusal(&database, &error))?;
 
         let shared = Arc::new(Shared {
             database: database.clone(),
             tail: RwLock::new(Tail::new(statistics.head, statistics.removed_to(), TAIL)),
             statistics: Mutex::new(statistics),
+            history,
             damaged: AtomicBool::new(false),
             damage: Mutex::default(),
         });
@@ -394,6 +399,25 @@ impl EventStore for SqliteStore {
 
     fn id(&self) -> StoreId {
         self.id
+    }
+
+    fn history(&self) -> &History {
+        &self.shared.history
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    async fn relay_state(&self, relay: &str) -> Result<Option<String>, StoreError> {
+        self.check_open()?;
+        let relay = relay.to_owned();
+        self.readers.run(move |connection| reader::relay_state(connection, &relay)).await
+    }
+
+    async fn store_relay_state(&self, relay: &str, state: String) -> Result<(), StoreError> {
+        let relay = relay.to_owned();
+        self.write(|answer| Task::StoreRelayState { relay, state, answer }).await
     }
 
     async fn statistics(&self) -> Result<Statistics, StoreError> {

@@ -104,6 +104,15 @@ pub(super) enum Task {
         /// Where the result goes.
         answer: Answer<()>,
     },
+    /// [`EventStore::store_relay_state`](crate::store::EventStore::store_relay_state).
+    StoreRelayState {
+        /// Which relay.
+        relay: String,
+        /// Its state.
+        state: String,
+        /// Where the result goes.
+        answer: Answer<()>,
+    },
     /// Runs with the writer's connection, between groups.
     #[cfg(test)]
     Inspect {
@@ -139,7 +148,8 @@ impl Task {
             Self::ForgetClients { answer, .. } => drop(answer.send(Err(error))),
             Self::Acknowledge { answer, .. }
             | Self::Seek { answer, .. }
-            | Self::ChangeWatchlist { answer, .. } => drop(answer.send(Err(error))),
+            | Self::ChangeWatchlist { answer, .. }
+            | Self::StoreRelayState { answer, .. } => drop(answer.send(Err(error))),
             #[cfg(test)]
             Self::Inspect { answer, .. } => drop(answer.send(Err(error))),
         }

@@ -279,6 +279,12 @@ pub(super) fn cursors(connection: &Connection) -> rusqlite::Result<Vec<(ClientId
     cursors.filter_map(Result::transpose).collect()
 }
 
+/// What a relay stored.
+pub(super) fn relay_state(connection: &Connection, relay: &str) -> rusqlite::Result<Option<String>> {
+    let mut select = connection.prepare_cached("SELECT state FROM relays WHERE relay = ?1")?;
+    select.query_row([relay], |row| row.get(0)).optional()
+}
+
 /// What was changed about the watchlist. A change that cannot be read counts as not made.
 pub(super) fn watchlist_changes(
     connection: &Connection,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::folder;
+use super::{codec, folder};
 use crate::event::Sequence;
-use crate::store::{OpenError, Statistics, StoreId};
+use crate::store::{History, OpenError, Run, RunId, Statistics, StoreId};
 
 /// The database's file in the store's folder.
 pub(super) const FILE: &str = "events.db";
@@ -50,6 +50,9 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `clients` has one row for each registered client id: see `clients`. The fourth version registers every client that
 ///   has a cursor, without an owner, as seen now by the store's clock.
 /// - `times` has the latest time of each 4096 sequences: see `times`.
+/// - `runs` has the runs of the store, oldest first: see [`History`]. The first stands for all events that were stored before
+///   there were runs, so all copies of the store share it.
+/// - `relays` has what each relay stored about its peer.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
@@ -189,6 +192,18 @@ pub(super) const MIGRATIONS: &[&str] = &[
     INSERT INTO times (block, latest)
         SELECT sequence >> 12, max(received_at) FROM events GROUP BY sequence >> 12;
     DROP INDEX events_by_time;
+
+    CREATE TABLE runs (
+        number INTEGER PRIMARY KEY,
+        run    INTEGER NOT NULL,
+        head   INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO runs (run, head) SELECT store, 0 FROM position;
+
+    CREATE TABLE relays (
+        relay TEXT PRIMARY KEY,
+        state TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 
@@ -255,6 +270,18 @@ pub(super) fn disk_bytes(database: &Path) -> u64 {
 pub(super) fn id(connection: &Connection) -> rusqlite::Result<StoreId> {
     let id: i64 = connection.query_row("SELECT store FROM position", (), |row| row.get(0))?;
     Ok(StoreId::new(id.cast_unsigned()))
+}
+
+/// The recorded runs, and the one that begins now after `head`.
+pub(super) fn history(connection: &Connection, head: Sequence) -> rusqlite::Result<History> {
+    let mut select = connection.prepare("SELECT run, head FROM runs WHERE head < ?1 ORDER BY number")?;
+    let recorded = select.query_map([codec::signed(head.get())], |row| {
+        let id: i64 = row.get(0)?;
+        Ok(Run { id: RunId::new(id.cast_unsigned()), start: codec::sequence(row, 1)? })
+    })?;
+    let mut runs = recorded.collect::<rusqlite::Result<Vec<_>>>()?;
+    runs.push(Run { id: RunId::random(), start: head });
+    Ok(History::new(runs))
 }
 
 /// The oldest event, or zero.

@@ -6,7 +6,9 @@ use super::{ahead, codec, counts, reader, times};
 use crate::event::{Address, ClientId, Event, Facts, Sequence, Timestamp, Webhook};
 use crate::hop::Hops;
 use crate::repository::RepositoryPattern;
-use crate::store::{Acknowledgement, Appended, Redelivery, Statistics, WatchlistChange, beyond};
+use crate::store::{
+    Acknowledgement, Appended, MAX_RUNS, Redelivery, Run, Statistics, WatchlistChange, beyond,
+};
 
 /// From this size on a body is written part by part, in bytes. Bound as a parameter, SQLite would hold it twice more: that
 /// is nothing for the usual webhook, and 50 MB for the largest. The parts cost a second write of the same pages.
@@ -249,6 +251,29 @@ pub(super) fn store_position(transaction: &Transaction<'_>, position: &Statistic
             codec::signed(position.bytes)
         ],
     )?;
+    Ok(())
+}
+
+/// Records a run with its first event. Runs that begin there or later had none that is left.
+pub(super) fn begin_run(transaction: &Transaction<'_>, run: Run) -> rusqlite::Result<()> {
+    let start = codec::signed(run.start.get());
+    transaction.execute("DELETE FROM runs WHERE head >= ?1", [start])?;
+    let insert = "INSERT INTO runs (run, head) VALUES (?1, ?2)";
+    transaction.execute(insert, params![run.id.get().cast_signed(), start])?;
+    let newest =
+        "DELETE FROM runs WHERE number NOT IN (SELECT number FROM runs ORDER BY number DESC LIMIT ?1)";
+    transaction.execute(newest, [codec::signed(MAX_RUNS as u64)])?;
+    Ok(())
+}
+
+/// Stores what a relay keeps.
+pub(super) fn store_relay_state(
+    transaction: &Transaction<'_>,
+    relay: &str,
+    state: &str,
+) -> rusqlite::Result<()> {
+    let statement = "INSERT OR REPLACE INTO relays (relay, state) VALUES (?1, ?2)";
+    transaction.prepare_cached(statement)?.execute([relay, state])?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod full;
 mod grouping;
 mod large;
 mod relaying;
+mod runs;
 mod upgrading;
 mod waiting;
 

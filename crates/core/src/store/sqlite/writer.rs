@@ -36,6 +36,8 @@ pub(super) struct Writer {
     head: watch::Sender<Sequence>,
     requests: Receiver<Request>,
     pub(super) outage: Outage,
+    /// Whether the run of this process is not recorded yet: it has no event.
+    begins_run: bool,
 }
 
 /// What one request did, known when its group is committed.
@@ -62,7 +64,18 @@ impl Writer {
         let clock = Clock::load(&connection)?;
         let upkeep = Upkeep::load(&connection)?;
         let outage = Outage::default();
-        Ok(Self { connection, options, shared, position, clock, upkeep, head, requests, outage })
+        Ok(Self {
+            connection,
+            options,
+            shared,
+            position,
+            clock,
+            upkeep,
+            head,
+            requests,
+            outage,
+            begins_run: true,
+        })
     }
 
     /// Works until the queue is gone and empty.
@@ -184,6 +197,10 @@ impl Writer {
                     statements::change_watchlist(&transaction, pattern, *change)?;
                     Done::Nothing
                 }
+                Task::StoreRelayState { relay, state, .. } => {
+                    statements::store_relay_state(&transaction, relay, state)?;
+                    Done::Nothing
+                }
                 #[cfg(test)]
                 Task::Inspect { .. } => Done::Nothing,
             });
@@ -192,7 +209,12 @@ impl Writer {
         if position != self.position {
             statements::store_position(&transaction, &position)?;
         }
+        let begins = self.begins_run && position.head > self.position.head;
+        if begins && let Some(run) = self.shared.history.current() {
+            statements::begin_run(&transaction, run)?;
+        }
         transaction.commit()?;
+        self.begins_run &= !begins;
         Ok((position, done))
     }
 
@@ -234,7 +256,8 @@ impl Writer {
                     (
                         Task::Acknowledge { answer, .. }
                         | Task::Seek { answer, .. }
-                        | Task::ChangeWatchlist { answer, .. },
+                        | Task::ChangeWatchlist { answer, .. }
+                        | Task::StoreRelayState { answer, .. },
                         _,
                     ) => Reply::Nothing(answer),
                     _ => continue,

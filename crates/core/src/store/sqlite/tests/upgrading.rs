@@ -114,6 +114,8 @@ async fn the_first_version_is_upgraded_and_loses_nothing() {
         }
         assert_eq!((page.events.len(), page.removed_to), (3, Sequence::ZERO));
         assert_eq!(holds(&store).await.events, 3);
+        let first = store.history().runs()[0];
+        assert_eq!((first.id.get(), first.start), (store.id().get(), Sequence::ZERO), "all copies share it");
         let ranges: [(_, _, &[(u64, u64)]); 3] =
             [("a", 2, &[(3, 3)]), ("b", 0, &[(1, 1), (3, 3)]), ("c", 0, &[(1, 3)])];
         for (name, cursor, expected) in ranges {
