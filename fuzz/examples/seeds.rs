@@ -9,7 +9,7 @@ use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::subscription::Start;
 use gitstafette_proto::v1::{
-    Acknowledgement, Acknowledgements, GoAway, Heartbeat, Latest, Outcome, OutcomeResult, Receipt, Started,
+    Acknowledgement, Acknowledgements, GoAway, Heartbeat, Latest, Outcome, OutcomeResult, Receipt, Run, Started,
     SubscribeRequest, SubscribeResponse, Subscription,
 };
 use prost::Message;
@@ -47,6 +47,9 @@ fn main() -> io::Result<()> {
         store_id: "00000000000000ff".into(),
         max_unacknowledged_events: 256,
         max_unacknowledged_bytes: 32 << 20,
+        run_id: "00000000000000aa".into(),
+        common_sequence: Some(5),
+        runs: runs(),
     };
     let responses = [
         ("started", Response::Started(started)),
@@ -74,7 +77,15 @@ fn subscription(start: Option<Start>) -> Subscription {
         max_unacknowledged_bytes: 1000,
         keep_cursor: true,
         deferred: vec![3, 9],
+        store_id: "00000000000000ff".into(),
+        run_id: "00000000000000aa".into(),
+        seen_sequence: Some(7),
+        runs: runs(),
     }
+}
+
+fn runs() -> Vec<Run> {
+    vec![Run { run_id: "00000000000000aa".into(), start_sequence: 4 }]
 }
 
 fn acknowledgements() -> Acknowledgements {

@@ -51,7 +51,7 @@ pub fn run(data: &[u8]) {
 
 /// What other servers hand on, and those of the Go implementation.
 fn servers(data: &[u8]) {
-    if let Ok(v1::PublishRequest { event: Some(wire) }) = v1::PublishRequest::decode(data) {
+    if let Ok(v1::PublishRequest { event: Some(wire), .. }) = v1::PublishRequest::decode(data) {
         drop(event(wire));
     }
     if let Ok(wire) = v1::WebhookEvent::decode(data)

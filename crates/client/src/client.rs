@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gitstafette_core::backoff::Backoff;
-use gitstafette_proto::convert::{Start, Subscription};
+use gitstafette_proto::convert::{Seen, Start, Subscription};
 use gitstafette_proto::v1::GoAwayReason;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{error, info, warn};
 
-use crate::connect::ServerAddress;
+use crate::connect::{ServerAddress, Unconnected};
 use crate::deliveries::Deliveries;
 use crate::feed::{Feed, Keep};
 use crate::route::{Destination, Route};
@@ -28,6 +28,9 @@ const REFUSED: Backoff = Backoff { first: Duration::from_secs(30), most: Duratio
 
 /// A stream that stood so long was a good one, even if nothing happened on it.
 const STEADY: Duration = Duration::from_secs(30);
+/// After a stream window that was shorter than this and brought nothing, the client waits before the next stream: a server
+/// with a tiny window must not be asked without a pause.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 
 /// What a client needs to know.
 #[derive(Clone, Debug)]
@@ -43,8 +46,8 @@ pub struct ClientOptions {
     pub stream_window: Option<Duration>,
 }
 
-/// Receives webhooks from a server and delivers them to targets.
-#[derive(Debug)]
+/// Receives webhooks from a server and delivers them to targets. A clone tells the same state.
+#[derive(Clone, Debug)]
 pub struct Client {
     feed: Feed,
     subscription: Subscription,
@@ -62,13 +65,21 @@ struct Course {
     started: Option<Instant>,
     /// Whether it brought something forward.
     progressed: bool,
+    /// Whether the server's port could not be reached.
+    is_away: bool,
 }
 
 impl Course {
     /// Whether the next failure is the first. A server that lets a stream begin and then fails (its disk may be full, so
     /// that it can store no acknowledgement) is not asked four times a second.
-    fn was_good(&self) -> bool {
-        self.progressed || self.started.is_some_and(|started| started.elapsed() >= STEADY)
+    fn was_good(&self, end: &End) -> bool {
+        let ended_by_window = matches!(end, End::WindowOver | End::GoAway(GoAwayReason::Window, _));
+        self.lived(if ended_by_window { SHORTEST_WINDOW } else { STEADY })
+    }
+
+    /// Whether it brought something forward, or stood so long.
+    fn lived(&self, time: Duration) -> bool {
+        self.progressed || self.started.is_some_and(|started| started.elapsed() >= time)
     }
 }
 
@@ -92,11 +103,20 @@ impl Client {
         self.state.subscribe()
     }
 
+    /// The log that is known already, and how far, from an earlier client of the same id. If the server's cursor lies beyond,
+    /// it moves back.
+    #[must_use]
+    pub fn knowing(mut self, seen: Option<Seen>) -> Self {
+        self.subscription.seen = seen;
+        self
+    }
+
     /// Runs until `stop` is cancelled: reconnects after every break, resumes at the cursor, never gives up. Then the
     /// tries under way are finished and acknowledged.
     pub async fn run(self, stop: CancellationToken) {
         let window = Window::of(&self.subscription);
-        let mut deliveries = Deliveries::new(self.destinations.clone(), window, self.state.clone());
+        let seen = self.subscription.seen.clone();
+        let mut deliveries = Deliveries::new(self.destinations.clone(), window, self.state.clone(), seen);
         let mut start = self.subscription.start;
         let mut failures = 0;
         loop {
@@ -106,10 +126,10 @@ impl Client {
             if course.started.is_some() {
                 start = Start::Cursor;
             }
-            failures = if course.was_good() { 1 } else { failures + 1 };
+            failures = if course.was_good(&end) { 1 } else { failures + 1 };
             self.note(&end);
-            let Some(wait) = self.wait_after(end, failures) else { break };
-            let waiting = stop.run_until_cancelled(tokio::time::sleep(wait));
+            let Some(wait) = self.wait_after(end, &course, failures) else { break };
+            let waiting = stop.run_until_cancelled(self.feed.wait(wait, course.is_away));
             if deliveries.during(waiting).await.is_none() {
                 break;
             }
@@ -129,7 +149,10 @@ impl Client {
     ) -> End {
         let line = match deliveries.during(stop.run_until_cancelled(self.feed.connect(&self.keep))).await {
             None => return End::Stopped,
-            Some(Err(status)) => return End::Broken(status),
+            Some(Err(Unconnected { status, is_away })) => {
+                course.is_away = is_away;
+                return End::Broken(status);
+            }
             Some(Ok(line)) => line,
         };
         let subscription = Subscription { start, ..self.subscription.clone() };
@@ -155,12 +178,12 @@ impl Client {
     }
 
     /// How long to wait before the next stream; `None` if there is to be none.
-    fn wait_after(&self, end: End, failures: u32) -> Option<Duration> {
+    fn wait_after(&self, end: End, course: &Course, failures: u32) -> Option<Duration> {
         let server = self.feed.name();
         let random = fastrand::f64();
         let wait = match end {
             End::Stopped => return None,
-            End::WindowOver | End::GoAway(GoAwayReason::Window, _) => {
+            End::WindowOver | End::GoAway(GoAwayReason::Window, _) if course.was_good(&end) => {
                 info!(server, "the stream window is over; going on with the next");
                 return Some(Duration::ZERO);
             }
@@ -173,6 +196,7 @@ impl Client {
                 error!(server, client.id = %self.subscription.client_id, retry_in_s = wait.as_secs(), reason = message, "taken over");
                 wait
             }
+            End::WindowOver => RECONNECT.delay(failures, random),
             End::GoAway(_, message) => {
                 let wait = RECONNECT.delay(failures, random);
                 info!(server, retry_in_ms = millis(wait), reason = message, "the server ended the stream");
@@ -220,11 +244,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_good_that_brings_something_or_stands() {
-        assert!(!Course::default().was_good());
-        let started = Course { started: Some(Instant::now()), progressed: false };
-        assert!(!started.was_good(), "it began, and no more");
-        assert!(Course { progressed: true, ..Course::default() }.was_good());
+        let broken = End::Broken(Status::unavailable(""));
+        assert!(!Course::default().was_good(&broken));
+        let started = Course { started: Some(Instant::now()), ..Course::default() };
+        assert!(!started.was_good(&broken), "it began, and no more");
+        assert!(Course { progressed: true, ..Course::default() }.was_good(&broken));
         tokio::time::sleep(STEADY).await;
-        assert!(started.was_good());
+        assert!(started.was_good(&broken));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_that_ends_at_once_is_followed_by_a_pause() {
+        let server = ServerAddress { host: "relay.example".into(), port: 1, tls: None, token: None };
+        let subscription = Subscription::new("a".parse().unwrap());
+        let client = Client::of(Feed::Server(server), subscription, Vec::new());
+        let started = Course { started: Some(Instant::now()), ..Course::default() };
+        let go_away = || End::GoAway(GoAwayReason::Window, String::new());
+        for end in [go_away(), End::WindowOver] {
+            assert!(!Course::default().was_good(&end) && !started.was_good(&end));
+        }
+        let wait = |course: &Course| client.wait_after(go_away(), course, 9).unwrap();
+        assert!(wait(&Course::default()) > Duration::from_secs(1), "it never started");
+        assert!(wait(&started) > Duration::from_secs(1), "it ended at once");
+        assert_eq!(wait(&Course { progressed: true, ..Course::default() }), Duration::ZERO);
+        tokio::time::sleep(SHORTEST_WINDOW).await;
+        assert_eq!(wait(&started), Duration::ZERO);
     }
 }

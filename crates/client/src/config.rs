@@ -156,6 +156,7 @@ impl Config {
                 max_events: u32::try_from(max_events).ok(),
                 max_bytes: Some(max_bytes),
                 deferred: Vec::new(),
+                seen: None,
             },
             routes: vec![Route { policy, ..Route::new(target) }],
             stream_window,

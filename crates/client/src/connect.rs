@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tonic::body::Body;
@@ -35,6 +37,10 @@ use crate::feed::Received;
 
 /// How long connecting may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after a failure the port is looked at first, and how often then.
+const FIRST_PROBE: Duration = Duration::from_millis(250);
+/// See [`FIRST_PROBE`].
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a look at a target may take. Shorter: it is repeated.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 flow control windows: room for a stream of small events without waiting, and small enough for a Raspberry Pi.
@@ -66,6 +72,17 @@ pub(crate) struct Connection {
     pub(crate) received: Received,
     /// How often it was dialled: the channel does so by itself when the server has left.
     pub(crate) dialled: Arc<AtomicU64>,
+    /// Counts the connections that ended.
+    pub(crate) ended: watch::Receiver<u64>,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct Unconnected {
+    /// What went wrong.
+    pub(crate) status: Status,
+    /// Whether the port could not be reached.
+    pub(crate) is_away: bool,
 }
 
 impl ServerAddress {
@@ -80,8 +97,20 @@ impl ServerAddress {
     /// # Errors
     /// UNAVAILABLE if that fails, INVALID_ARGUMENT if the address or the token cannot be used at all.
     pub(crate) async fn connect(&self) -> Result<Connection, Status> {
-        let invalid = |error: &dyn Error| Status::invalid_argument(format!("{}: {error}", self.url()));
-        let bearer = Bearer::try_new(self.token.as_ref())?;
+        self.try_connect().await.map_err(|unconnected| unconnected.status)
+    }
+
+    /// Connects, or says whether the port could be reached at all.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub(crate) async fn try_connect(&self) -> Result<Connection, Unconnected> {
+        let invalid = |error: &dyn Error| Unconnected {
+            status: Status::invalid_argument(format!("{}: {error}", self.url())),
+            is_away: false,
+        };
+        let bearer =
+            Bearer::try_new(self.token.as_ref()).map_err(|status| Unconnected { status, is_away: false })?;
         let endpoint = Endpoint::from_shared(self.url())
             .map_err(|error| invalid(&error))?
             .initial_stream_window_size(STREAM_WINDOW)
@@ -92,24 +121,41 @@ impl ServerAddress {
         let counter = Arc::clone(&received.0);
         let dialled = Arc::new(AtomicU64::new(0));
         let dials = Arc::clone(&dialled);
+        let is_reached = Arc::new(AtomicBool::new(false));
+        let reached = Arc::clone(&is_reached);
+        let (ends, ended) = watch::channel(0);
+        let ends = Arc::new(ends);
         let connector = tower::service_fn(move |_: Uri| {
             dials.fetch_add(1, Ordering::Relaxed);
             let (this, counter) = (this.clone(), Arc::clone(&counter));
-            async move { this.dial().await.map(|stream| TokioIo::new(Counted { stream, counter })) }
+            let (reached, end) = (Arc::clone(&reached), End(Arc::clone(&ends)));
+            async move {
+                let stream = this.dial(&reached).await?;
+                Ok::<_, io::Error>(TokioIo::new(Counted { stream, counter, _end: end }))
+            }
         });
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
-            Status::unavailable(format!("cannot connect to {}: {}", far_end.url, far_end.reason(&error)))
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| Unconnected {
+            status: Status::unavailable(format!(
+                "cannot connect to {}: {}",
+                far_end.url,
+                far_end.reason(&error)
+            )),
+            is_away: !is_reached.load(Ordering::Relaxed),
         })?;
         let calls = GitstafetteClient::with_interceptor(PlainChannel { channel, far_end }, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Connection { calls, received, dialled })
+        Ok(Connection { calls, received, dialled, ended })
     }
 
-    async fn dial(self) -> io::Result<Either<TcpStream, tokio_rustls::client::TlsStream<TcpStream>>> {
+    async fn dial(
+        self,
+        is_reached: &AtomicBool,
+    ) -> io::Result<Either<TcpStream, tokio_rustls::client::TlsStream<TcpStream>>> {
         let dial = async {
             let addresses: Vec<_> = explain::resolve(&self.host, self.port).await?.collect();
             let stream = TcpStream::connect(&*addresses).await?;
+            is_reached.store(true, Ordering::Relaxed);
             stream.set_nodelay(true)?;
             let Some(tls) = self.tls else { return Ok(Either::Left(stream)) };
             let name = ServerName::try_from(self.host)
@@ -229,6 +275,17 @@ impl Service<http::Request<Body>> for PlainChannel {
 struct Counted<S> {
     stream: S,
     counter: Arc<AtomicU64>,
+    _end: End,
+}
+
+/// Counts a connection as ended when it is dropped.
+#[derive(Debug)]
+struct End(Arc<watch::Sender<u64>>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.send_modify(|ends| *ends += 1);
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -295,6 +352,27 @@ pub(crate) fn authority(host: &str, port: u16) -> String {
     }
 }
 
+/// Waits this long before the next try to connect. If the port cannot be reached, it looks every second whether it can be
+/// again, and then the wait ends. `is_away`: it could not be reached just now.
+pub(crate) async fn wait_for_return(host: &str, port: u16, wait: Duration, mut is_away: bool) {
+    let returned = async {
+        let mut pause = FIRST_PROBE;
+        loop {
+            sleep(pause).await;
+            let was_away = is_away;
+            is_away = !is_reachable(host, port).await;
+            if was_away && !is_away {
+                return;
+            }
+            pause = PROBE_INTERVAL;
+        }
+    };
+    tokio::select! {
+        () = returned => {}
+        () = sleep(wait) => {}
+    }
+}
+
 /// Whether a connection to this address comes about. It is closed at once.
 pub(crate) async fn is_reachable(host: &str, port: u16) -> bool {
     let connecting = TcpStream::connect((host, port));
@@ -315,6 +393,26 @@ mod tests {
         let url = |host: &str| ServerAddress { host: host.into(), port: 1, tls: None, token: None }.url();
         assert_eq!(url("relay.example"), "http://relay.example:1");
         assert_eq!(url("::1"), "http://[::1]:1");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_comes_back_ends_the_wait() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let server = ServerAddress { host: "127.0.0.1".into(), port, tls: None, token: None };
+        assert!(server.try_connect().await.unwrap_err().is_away);
+        let week = Duration::from_secs(7 * 24 * 3600);
+        let waiting = tokio::spawn(async move { wait_for_return("127.0.0.1", port, week, false).await });
+        sleep(2 * FIRST_PROBE).await;
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        waiting.await.unwrap();
+        // A port that answers is not away: what failed is something else, and the whole wait counts.
+        let waiting = tokio::spawn(async move { wait_for_return("127.0.0.1", port, week, false).await });
+        drop(listener.accept().await.unwrap());
+        drop(listener.accept().await.unwrap());
+        assert!(!waiting.is_finished());
+        waiting.abort();
     }
 
     #[test]

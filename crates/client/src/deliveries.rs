@@ -14,7 +14,7 @@ use std::sync::Arc;
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::Outcome;
-use gitstafette_proto::convert::MAX_DEFERRED;
+use gitstafette_proto::convert::{MAX_DEFERRED, Seen};
 use gitstafette_proto::v1::subscribe_request::Request;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -25,7 +25,9 @@ use crate::outbox::Outbox;
 use crate::route::{Destination, LaneKey};
 use crate::session::FAREWELL;
 use crate::state::ClientState;
-use crate::window::{Load, Window};
+use crate::window::Window;
+
+mod log;
 
 /// How many events are deferred at most: fewer than the server allows, as it also counts what is recalled and not sent yet.
 const MOST_DEFERRED: usize = MAX_DEFERRED - 1024;
@@ -37,8 +39,8 @@ const MOST_DEFERRED: usize = MAX_DEFERRED - 1024;
 pub(crate) struct Deliveries {
     destinations: Vec<Arc<Destination>>,
     state: watch::Sender<ClientState>,
-    /// The store that the sequences below are of.
-    store: Option<String>,
+    /// The log that the sequences below are of, and how far it is known.
+    seen: Option<Seen>,
     lanes: Lanes,
     reports: mpsc::UnboundedReceiver<Report>,
     window: Window,
@@ -80,17 +82,18 @@ enum Body {
 }
 
 impl Deliveries {
-    /// Deliveries to these destinations, which fit the window, and tell the state.
+    /// Deliveries to these destinations, which fit the window, and tell the state. `seen` is the log that is known already.
     pub(crate) fn new(
         destinations: Vec<Arc<Destination>>,
         window: Window,
         state: watch::Sender<ClientState>,
+        seen: Option<Seen>,
     ) -> Self {
         let (sender, reports) = mpsc::unbounded_channel();
         Self {
             destinations,
             state,
-            store: None,
+            seen,
             lanes: Lanes::new(sender),
             reports,
             window,
@@ -115,47 +118,10 @@ impl Deliveries {
         self.absent.iter().filter(deferred).copied().collect()
     }
 
-    /// The stream's sequences are of this store. `false` if that is another one than before (a server that keeps events in
-    /// memory was started anew): the same sequences now mean other events. Then all is forgotten. What is here is delivered
-    /// unheard, before others go the same way; what was left to the server is lost, and counted as missed.
-    pub(crate) fn belong_to(&mut self, store: &str) -> bool {
-        let before = self.store.replace(store.to_owned());
-        if before.is_none_or(|before| before == store) {
-            return true;
-        }
-        let missed = self.absent.len();
-        if !self.pending.is_empty() {
-            tracing::warn!(
-                events = self.pending.len() - missed,
-                missed,
-                "the server has another store: what is here is delivered all the same, what was left to it is lost"
-            );
-        }
-        let (sender, reports) = mpsc::unbounded_channel();
-        let here = |sequence| match self.pending.get(&sequence)? {
-            Pending { body: Body::Here(event), arrived, .. } => Some((Arc::clone(event), *arrived)),
-            _ => None,
-        };
-        self.lanes.replace(sender, here);
-        self.reports = reports;
-        self.window.taken = Load::default();
-        self.pending.clear();
-        self.absent.clear();
-        self.deferred = 0;
-        self.parked.clear();
-        self.unconfirmed.clear();
-        self.outbox = Outbox::default();
-        self.publish(|state| {
-            state.received = Sequence::ZERO;
-            state.missed += missed as u64;
-            state.targets.iter_mut().for_each(|target| target.shows(false));
-        });
-        false
-    }
-
     /// Takes an event from the stream; `true` if it is new.
     pub(crate) fn accept(&mut self, event: &Arc<Event>) -> bool {
         let sequence = event.sequence;
+        self.saw(sequence);
         if let Some(acknowledgement) = self.unconfirmed.get(&sequence) {
             // It was delivered before, and the server has not heard.
             self.outbox.acknowledge(acknowledgement.clone());
@@ -394,13 +360,15 @@ impl Deliveries {
 
     /// The server's cursor stands here: it has all acknowledgements up to it, and nothing before it will come again.
     pub(crate) fn cursor_at(&mut self, cursor: Sequence) {
+        self.saw(cursor);
         self.unconfirmed = self.unconfirmed.split_off(&cursor.next());
         self.forget(Sequence::ZERO..=cursor);
         self.publish(|state| state.cursor = cursor);
     }
 
     /// The server's log goes as far as here.
-    pub(crate) fn head_at(&self, head: Sequence) {
+    pub(crate) fn head_at(&mut self, head: Sequence) {
+        self.saw(head);
         self.publish(|state| state.head = head);
     }
 

@@ -16,7 +16,7 @@ use tonic::Status;
 
 pub(crate) use self::keep::Keep;
 use self::old::EitherServer;
-use crate::connect::{Connection, ServerAddress};
+use crate::connect::{Connection, ServerAddress, Unconnected, wait_for_return};
 
 mod fetch;
 mod keep;
@@ -99,14 +99,22 @@ impl Feed {
         }
     }
 
+    /// Waits before the next try to connect, or until the server can be reached again.
+    pub(crate) async fn wait(&self, wait: Duration, is_away: bool) {
+        match self {
+            Self::Server(address) => wait_for_return(&address.host, address.port, wait, is_away).await,
+            Self::Local(_) => tokio::time::sleep(wait).await,
+        }
+    }
+
     /// Connects. The keep is the client's, the same for all its lines.
     ///
     /// # Errors
     /// As [`ServerAddress::connect`].
-    pub(crate) async fn connect(&self, keep: &Keep) -> Result<Line, Status> {
+    pub(crate) async fn connect(&self, keep: &Keep) -> Result<Line, Unconnected> {
         match self {
             Self::Server(address) => {
-                let connection = Box::new(address.connect().await?);
+                let connection = Box::new(address.try_connect().await?);
                 Ok(Line::Server { connection, name: address.url(), keep: keep.clone() })
             }
             Self::Local(local) => Ok(Line::Local(local.clone())),

@@ -13,8 +13,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// How often it is looked whether a target can be reached again.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+use crate::connect::PROBE_INTERVAL;
 
 /// The lanes' common way to their target.
 #[derive(Debug)]

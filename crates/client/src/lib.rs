@@ -62,7 +62,7 @@ pub mod tls;
 pub use client::{Client, ClientOptions};
 pub use connect::ServerAddress;
 pub use feed::{Feed, LocalFeed, Requests, Responses};
-pub use gitstafette_proto::convert::{ExistingCursor, Start, Subscription};
+pub use gitstafette_proto::convert::{ExistingCursor, Seen, Start, Subscription};
 pub use policy::{DeliveryPolicy, MAX_RETRY_AFTER};
 pub use route::Route;
 pub use state::{ClientState, TargetState};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use gitstafette_core::event::{Event, Sequence};
-use gitstafette_proto::convert::{Subscription, from_duration};
+use gitstafette_proto::convert::{Seen, Subscription, from_duration, history};
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
@@ -21,12 +21,14 @@ use crate::deliveries::Deliveries;
 use crate::feed::{Line, Opened, Received, Responses};
 
 /// How long the server's first message may take, before its heartbeat interval is known.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many messages may wait for the connection.
 const REQUESTS: usize = 4;
 /// What a server may ask for as the interval of its heartbeats.
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
-/// Fewer bytes than these within the time of two heartbeats are no event on its way: a proxy answers for a dead server
+/// How late a heartbeat may be at least: a line may stall for a moment.
+const SHORTEST_GRACE: Duration = Duration::from_millis(250);
+/// Fewer bytes than these within one and a half heartbeat intervals are no event on its way: a proxy answers for a dead server
 /// with HTTP/2 PINGs, of 17 bytes each.
 const SIGN_OF_LIFE: u64 = 4096;
 /// How long stopping may take: the attempts under way, their acknowledgements, the receipts.
@@ -76,7 +78,7 @@ pub(crate) async fn run(
     let (sender, receiver) = mpsc::channel(REQUESTS);
     let deferred = deliveries.resume();
     let has_deferred = !deferred.is_empty();
-    let subscription = Subscription { deferred, ..subscription };
+    let subscription = Subscription { deferred, seen: deliveries.seen(), ..subscription };
     let first = SubscribeRequest { request: Some(Request::Subscription(subscription.into())) };
     if sender.try_send(first).is_err() {
         return End::Broken(Status::internal("the first message does not fit its empty channel"));
@@ -121,7 +123,7 @@ struct Session<'a> {
     has_deferred: bool,
     /// Whether it was said that something was missed.
     has_missed: bool,
-    /// How long the server may be silent: two heartbeats.
+    /// How long the server may be silent: one and a half heartbeat intervals.
     patience: Duration,
     /// When this stream is to end, if it is to.
     window_ends: Option<Instant>,
@@ -223,13 +225,21 @@ impl Session<'_> {
     fn start(&mut self, started: &Started) -> Result<(), End> {
         let interval = from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
             .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
-        self.patience = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end()) * 2;
-        if !self.deliveries.belong_to(&started.store_id) && self.has_deferred {
+        let interval = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end());
+        self.patience = interval + (interval / 2).max(SHORTEST_GRACE);
+        let log = Seen {
+            store: started.store_id.clone(),
+            history: history(&started.runs),
+            sequence: Sequence::new(started.head),
+        };
+        let cursor = Sequence::new(started.cursor);
+        let common = started.common_sequence.map(Sequence::new);
+        if !self.deliveries.belong_to(&log, cursor, common) && self.has_deferred {
             return Err(End::OtherStore);
         }
         let Started { max_unacknowledged_events, max_unacknowledged_bytes, .. } = *started;
         self.deliveries.granted(max_unacknowledged_events, max_unacknowledged_bytes);
-        self.deliveries.cursor_at(Sequence::new(started.cursor));
+        self.deliveries.cursor_at(cursor);
         self.deliveries.head_at(Sequence::new(started.head));
         self.has_started = true;
         info!(server.name = started.server_name, cursor = started.cursor, head = started.head, "subscribed");
@@ -302,3 +312,6 @@ async fn until(when: Option<Instant>) {
 fn silent(patience: Duration) -> Status {
     Status::new(Code::Unavailable, format!("nothing was heard for {} s", patience.as_secs()))
 }
+
+#[cfg(test)]
+mod tests;

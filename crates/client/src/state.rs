@@ -1,7 +1,10 @@
 //! What a client is doing, for health checks and for programs that embed it.
 
+use std::sync::Arc;
+
 use gitstafette_core::event::{Sequence, Timestamp};
 use gitstafette_core::target::{Outcome, OutcomeResult};
+use gitstafette_proto::convert::Seen;
 use serde::Serialize;
 
 /// What the client is doing. The counters start with the process; an event that goes to two targets counts at both.
@@ -16,6 +19,9 @@ pub struct ClientState {
     pub head: Sequence,
     /// How far the server has stored acknowledgements, as it was last told.
     pub cursor: Sequence,
+    /// The log that the cursor is of, as the last stream began with it.
+    #[serde(skip)]
+    pub log: Option<Arc<Seen>>,
     /// The newest event that came.
     pub received: Sequence,
     /// Deliveries that succeeded.

@@ -19,9 +19,11 @@ use crate::v1;
 mod go;
 mod operator;
 mod relay;
+mod seen;
 
 pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, from_go_headers};
 pub use relay::{RelayDirection, RelayState};
+pub use seen::{Seen, history, runs};
 
 pub use operator::{
     Attached, MAX_LISTED, MAX_REDELIVERED, MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState,
@@ -101,6 +103,8 @@ pub struct Subscription {
     pub max_bytes: Option<u64>,
     /// Events deferred on an earlier stream and not wanted yet, at most [`MAX_DEFERRED`].
     pub deferred: Vec<Sequence>,
+    /// How far the subscriber knows the server's log, or a log; `None` if it has not seen any, or does not say.
+    pub seen: Option<Seen>,
 }
 
 impl Subscription {
@@ -114,6 +118,7 @@ impl Subscription {
             max_events: None,
             max_bytes: None,
             deferred: Vec::new(),
+            seen: None,
         }
     }
 }
@@ -121,6 +126,8 @@ impl Subscription {
 impl From<Subscription> for v1::Subscription {
     fn from(subscription: Subscription) -> Self {
         use v1::subscription::Start as Wire;
+        let seen_sequence = subscription.seen.as_ref().map(|seen| seen.sequence.get());
+        let Seen { store, history, .. } = subscription.seen.unwrap_or_default();
         Self {
             client_id: subscription.client_id.to_string(),
             repositories: subscription.filter.repositories.iter().map(ToString::to_string).collect(),
@@ -135,6 +142,10 @@ impl From<Subscription> for v1::Subscription {
             max_unacknowledged_bytes: subscription.max_bytes.unwrap_or(0),
             keep_cursor: subscription.existing_cursor == ExistingCursor::Keep,
             deferred: numbers(subscription.deferred),
+            store_id: store,
+            run_id: seen::run_id(&history),
+            seen_sequence,
+            runs: runs(&history),
         }
     }
 }
@@ -160,6 +171,11 @@ impl TryFrom<v1::Subscription> for Subscription {
             max_events: Some(wire.max_unacknowledged_events).filter(|events| *events > 0),
             max_bytes: Some(wire.max_unacknowledged_bytes).filter(|bytes| *bytes > 0),
             deferred: sequences(&wire.deferred),
+            seen: wire.seen_sequence.map(|sequence| Seen {
+                history: seen::history_with(&wire.runs, &wire.run_id, sequence),
+                store: wire.store_id,
+                sequence: Sequence::new(sequence),
+            }),
         })
     }
 }

@@ -121,7 +121,7 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", help_heading = "Limits")]
     pub forget_clients: Option<String>,
 
-    /// How often a heartbeat goes out on streams [default: 20s]
+    /// How often a heartbeat goes out on streams [default: 10s]
     #[arg(long, value_name = "DURATION", help_heading = "Streams")]
     pub heartbeat_interval: Option<String>,
     /// How long one stream lives [default: for ever]

@@ -11,8 +11,9 @@ use axum::routing::post;
 use axum::{Extension, Router};
 use futures_util::{Stream, StreamExt};
 use gitstafette_core::event::{Event, Facts, Webhook};
+use gitstafette_core::store::EventStore;
 use gitstafette_core::verify::Unverified;
-use gitstafette_proto::convert::check_headers;
+use gitstafette_proto::convert::{check_headers, runs};
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
 use tonic::codegen::BoxStream;
 use tonic::server::Grpc;
@@ -90,7 +91,14 @@ impl Publications {
         publisher: Publisher,
         account: Account,
     ) -> Result<PublishResponse, Status> {
-        let event = request.event.ok_or_else(|| Status::invalid_argument("event: is missing"))?;
+        let store = &*self.intake.store;
+        let known_run_id = request.known_run_id;
+        if !known_run_id.is_empty() && store.is_durable() && known_run_id != current_run_id(store) {
+            return Ok(with_log(store, &known_run_id, answer(PublishResult::OtherRun, 0, String::new())));
+        }
+        let Some(event) = request.event else {
+            return Ok(with_log(store, &known_run_id, PublishResponse::default()));
+        };
         check_headers(&event.headers).map_err(|error| malformed(&error))?;
         let event = Event::try_from(event).map_err(|error| malformed(&error))?;
         if event.webhook.facts.hops.last().is_none() {
@@ -105,7 +113,8 @@ impl Publications {
                 Ok(event) => event,
                 Err(refused) => {
                     self.intake.refuse(&refused.facts, &refused.detail);
-                    return Ok(answer(PublishResult::Refused, 0, refused.detail));
+                    let refused = answer(PublishResult::Refused, 0, refused.detail);
+                    return Ok(with_log(store, &known_run_id, refused));
                 }
             }
         };
@@ -116,7 +125,7 @@ impl Publications {
             taken
         });
         let taken = taking.await.map_err(|_| Status::internal("the server failed while taking the event"))?;
-        Ok(match taken.map_err(|error| status(&error))? {
+        let answer = match taken.map_err(|error| status(&error))? {
             Taken::Stored(sequence) => answer(PublishResult::Stored, sequence.get(), String::new()),
             Taken::Repeat(sequence) => answer(PublishResult::Repeat, sequence.get(), String::new()),
             Taken::Unwanted(unwanted) => answer(PublishResult::Unwanted, 0, unwanted.to_string()),
@@ -125,7 +134,8 @@ impl Publications {
                 answer(PublishResult::Refused, 0, detail)
             }
             Taken::Unreadable(error) => answer(PublishResult::Refused, 0, error.to_string()),
-        })
+        };
+        Ok(with_log(store, &known_run_id, answer))
     }
 
     /// Verifies the webhook's own signature.
@@ -149,5 +159,23 @@ impl Publications {
 }
 
 fn answer(result: PublishResult, sequence: u64, detail: String) -> PublishResponse {
-    PublishResponse { result: result.into(), sequence, detail }
+    PublishResponse { result: result.into(), sequence, detail, ..PublishResponse::default() }
+}
+
+fn current_run_id(store: &dyn EventStore) -> String {
+    store.history().current().map(|run| run.id.to_string()).unwrap_or_default()
+}
+
+/// The answer with this server's log. A store in memory promises nothing beyond the process: its publishers keep no account.
+fn with_log(store: &dyn EventStore, known_run_id: &str, answer: PublishResponse) -> PublishResponse {
+    if !store.is_durable() {
+        return answer;
+    }
+    let is_known = known_run_id == current_run_id(store);
+    PublishResponse {
+        store_id: store.id().to_string(),
+        runs: if is_known { Vec::new() } else { runs(store.history()) },
+        head: store.head().borrow().get(),
+        ..answer
+    }
 }

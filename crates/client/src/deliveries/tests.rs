@@ -14,6 +14,9 @@ use tokio::sync::Semaphore;
 use super::without_target::NO_TARGET;
 use super::*;
 use crate::route::Route;
+use crate::window::Load;
+
+mod log;
 
 /// Takes everything but what belongs to blocked repositories, and notes it.
 #[derive(Debug, Default)]
@@ -72,7 +75,7 @@ fn only(shop: &Arc<Shop>, pattern: &str) -> Route {
 fn deliveries(routes: Vec<Route>, window: u32) -> Deliveries {
     let subscription =
         Subscription { max_events: Some(window), ..Subscription::new("test".parse().unwrap()) };
-    Deliveries::new(Destination::all(routes), Window::of(&subscription), watch::Sender::default())
+    Deliveries::new(Destination::all(routes), Window::of(&subscription), watch::Sender::default(), None)
 }
 
 fn event(sequence: u64, repository: &str) -> Arc<Event> {
@@ -208,6 +211,11 @@ impl Server {
         assert_eq!((deliveries.deferred, deliveries.window.taken), (0, Load::default()));
         assert_eq!(deliveries.lanes.count(), 0, "an empty lane is closed");
     }
+}
+
+/// A log of this store that nothing is known of.
+fn log(store: &str) -> Seen {
+    Seen { store: store.to_owned(), ..Seen::default() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -464,13 +472,13 @@ async fn lanes_of_another_store_begin_when_those_of_the_first_have_ended() {
     let (one, two) = (of_size(10), of_size(20));
     let sizes = [&one, &two].map(|event| event.webhook.body.len() as u64);
     let a_while = Duration::from_secs(100);
-    assert!(deliveries.belong_to("a"));
+    assert!(deliveries.belong_to(&log("a"), Sequence::ZERO, None));
     deliveries.accept(&one);
     deliveries.during(tokio::time::sleep(a_while)).await;
-    assert!(deliveries.belong_to("a"));
+    assert!(deliveries.belong_to(&log("a"), Sequence::ZERO, None));
     // A third store comes while the first one's lane is still busy: the order holds over both changes.
     for store in ["b", "c"] {
-        assert!(!deliveries.belong_to(store));
+        assert!(!deliveries.belong_to(&log(store), Sequence::ZERO, None));
         assert!(deliveries.accept(&two), "the same sequence is another event");
         deliveries.during(tokio::time::sleep(a_while)).await;
         assert_eq!(*slow.begun.lock().unwrap(), sizes[..1]);
@@ -478,25 +486,4 @@ async fn lanes_of_another_store_begin_when_those_of_the_first_have_ended() {
     slow.go.add_permits(2);
     deliveries.during(tokio::time::sleep(a_while)).await;
     assert_eq!(*slow.begun.lock().unwrap(), [sizes[0]; 3], "it is tried again before others have their turn");
-}
-
-#[tokio::test(start_paused = true)]
-async fn another_store_loses_only_what_was_left_to_the_first() {
-    let shop = Arc::new(Shop::default());
-    shop.block("octo/hello");
-    let mut deliveries = deliveries(vec![route(&shop)], 8);
-    let mut server = Server::new(&["octo/hello"; 20], 8);
-    assert!(deliveries.belong_to("a"));
-    server.until(&mut deliveries, |server| server.deferred.len() > 10).await;
-    let (absent, here) = (deliveries.absent.len(), deliveries.pending.len() - deliveries.absent.len());
-    assert!(absent > 10 && here > 0, "{absent} and {here}");
-    assert!(!deliveries.belong_to("b"));
-    assert_eq!(deliveries.state.borrow().missed, absent as u64);
-    deliveries.accept(&event(1, "octo/hello"));
-    deliveries.during(tokio::time::sleep(Duration::from_secs(100))).await;
-    shop.unblock();
-    assert_eq!(acknowledged(&mut deliveries).await.sequence, 1);
-    let expected: Vec<_> = (1..=here as u64).chain([1]).collect();
-    assert_eq!(shop.taken("octo/hello"), expected, "those of the first store, and then the other's");
-    assert!(!deliveries.has_news(), "nobody is told of the first store's");
 }

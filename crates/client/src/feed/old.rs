@@ -50,7 +50,7 @@ use crate::window::Load;
 /// How long a stream lives if nothing else is set: the default of the Go implementation's own client (`streamWindow`).
 const WINDOW: Duration = Duration::from_secs(180);
 /// How often something is heard, at least: as from our own server. The other's lists come every five seconds.
-const HEARTBEAT: Duration = Duration::from_secs(20);
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// The client's half of a stream.
 pub(super) type Requests = BoxStream<'static, SubscribeRequest>;
@@ -246,6 +246,7 @@ impl Fetching {
                 heartbeat_interval: Some(duration(HEARTBEAT)),
                 max_unacknowledged_events: u32::try_from(window.events).unwrap_or(u32::MAX),
                 max_unacknowledged_bytes: window.bytes,
+                ..Started::default()
             };
             let here = kept.sequences().filter(|sequence| !deferred.contains(sequence));
             std::iter::once(Word::from(Response::Started(started))).chain(here.map(Word::Event)).collect()

@@ -7,5 +7,5 @@ mod verified;
 
 pub use http::{HttpTarget, HttpTargetError};
 pub use print::PrintTarget;
-pub use server::ServerTarget;
+pub use server::{PeerLog, ServerTarget};
 pub use verified::VerifiedTarget;

@@ -18,10 +18,15 @@ use gitstafette_proto::v1::{
     self, PublishRequest, PublishResponse, PublishResult, WebhookEventPushRequest, WebhookEventPushResponse,
 };
 use prost::Message;
+use tokio::sync::watch;
 use tokio_stream::iter;
 use tonic::{Code, Status};
 
 use crate::connect::{Calls, Connection, ServerAddress, is_reachable};
+
+mod peer;
+
+pub use peer::PeerLog;
 
 /// The slowest line that a large event may go over, in bytes per second: a try may take that much longer. Otherwise one that
 /// needs more than the time-out would be tried for ever, and its repository would stand still.
@@ -46,6 +51,8 @@ pub struct ServerTarget {
     dialing: Mutex<Option<Dialing>>,
     /// Counts connections, so that a try drops no newer one than its own.
     dials: AtomicU64,
+    /// The receiver's log, if account of it is kept.
+    peer: Option<watch::Sender<PeerLog>>,
 }
 
 /// A connection under its number.
@@ -62,6 +69,8 @@ struct Link {
     dialled: Arc<AtomicU64>,
     /// The dial at whose end a server of the Go implementation was; none is the zeroth.
     old_at: AtomicU64,
+    /// Counts the connections that ended.
+    ended: watch::Receiver<u64>,
 }
 
 impl Link {
@@ -75,7 +84,15 @@ impl ServerTarget {
     /// take `timeout`, and a large event longer.
     pub fn new(address: ServerAddress, client_id: String, timeout: Duration) -> Self {
         let name = format!("{}:{}", address.host, address.port);
-        Self { name, client_id, address, timeout, dialing: Mutex::default(), dials: AtomicU64::default() }
+        Self {
+            name,
+            client_id,
+            address,
+            timeout,
+            dialing: Mutex::default(),
+            dials: AtomicU64::default(),
+            peer: None,
+        }
     }
 
     fn dial(&self) -> Dialing {
@@ -83,8 +100,8 @@ impl ServerTarget {
         let dial = || {
             let address = self.address.clone();
             let link = async move {
-                let Connection { calls, dialled, .. } = address.connect().await?;
-                Ok(Arc::new(Link { calls, dialled, old_at: AtomicU64::new(0) }))
+                let Connection { calls, dialled, ended, .. } = address.connect().await?;
+                Ok(Arc::new(Link { calls, dialled, old_at: AtomicU64::new(0), ended }))
             };
             Dialing { number: self.dials.fetch_add(1, Ordering::Relaxed), link: link.boxed().shared() }
         };
@@ -103,12 +120,16 @@ impl ServerTarget {
         if !link.is_old() {
             // Without hops it would be refused for good. Called with nothing, the server still shows which wire it speaks.
             let is_placed = event.webhook.facts.hops.last().is_some();
-            let request = is_placed.then(|| PublishRequest { event: Some(event.into()) });
+            let asked = self.known_run_id();
+            let request =
+                is_placed.then(|| PublishRequest { event: Some(event.into()), known_run_id: asked.clone() });
             match link.calls.clone().publish(iter(request)).await {
                 Ok(_) if !is_placed => return Ok(refused(WITHOUT_HOPS)),
                 Ok(answers) => {
                     let answer = answers.into_inner().message().await?;
-                    return answer.map(published).ok_or_else(|| Status::unavailable("there was no answer"));
+                    let answer = answer.ok_or_else(|| Status::unavailable("there was no answer"))?;
+                    self.take_account(&asked, &answer);
+                    return Ok(published(answer));
                 }
                 Err(status) if status.code() == Code::Unimplemented => {}
                 Err(status) => return Err(status),
@@ -191,11 +212,14 @@ fn published(answer: PublishResponse) -> Attempt {
         PublishResult::Stored | PublishResult::Repeat => Verdict::Delivered,
         PublishResult::Unwanted => Verdict::Unwanted,
         PublishResult::Refused => Verdict::Final,
-        PublishResult::Unspecified => Verdict::Retry(None),
+        PublishResult::Unspecified | PublishResult::OtherRun => Verdict::Retry(None),
     };
     let detail = match answer.result() {
         PublishResult::Stored => format!("stored there as {}", answer.sequence),
         PublishResult::Repeat => format!("was there as {}", answer.sequence),
+        PublishResult::OtherRun => {
+            "the server was started since; whether its store was set back is found out first".to_owned()
+        }
         _ => answer.detail,
     };
     Attempt { verdict, code: None, detail }

@@ -1,3 +1,4 @@
+use gitstafette_core::store::{History, Run, RunId};
 use gitstafette_core::testing;
 use proptest::prelude::*;
 use prost::Message;
@@ -54,7 +55,36 @@ fn subscription() -> impl Strategy<Value = Subscription> {
             max_events,
             max_bytes,
             deferred: sequences(&[3, 1]),
+            seen: keep.then(seen_log),
         })
+}
+
+fn seen_log() -> Seen {
+    let run = |id, start| Run { id: RunId::new(id), start: Sequence::new(start) };
+    Seen {
+        store: "00000000000000ff".to_owned(),
+        history: History::new(vec![run(1, 0), run(2, 40)]),
+        sequence: Sequence::new(50),
+    }
+}
+
+#[test]
+fn who_names_one_run_knows_no_other() {
+    let wire = v1::Subscription {
+        client_id: "a".to_owned(),
+        store_id: "00000000000000ff".to_owned(),
+        run_id: "0000000000000002".to_owned(),
+        seen_sequence: Some(50),
+        ..v1::Subscription::default()
+    };
+    let seen = Subscription::try_from(wire).unwrap().seen.unwrap();
+    assert_eq!(seen.last_common("00000000000000ff", &seen_log().history), Some(Sequence::new(50)));
+    assert_eq!(seen.last_common("another", &seen_log().history), None);
+    assert_eq!(Seen::default().last_common("another", &seen_log().history), Some(Sequence::ZERO));
+    let nothing =
+        v1::Subscription { client_id: "a".to_owned(), seen_sequence: Some(0), ..v1::Subscription::default() };
+    let seen = Subscription::try_from(nothing).unwrap().seen.unwrap();
+    assert!(seen.store.is_empty());
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {

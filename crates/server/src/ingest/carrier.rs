@@ -143,7 +143,8 @@ mod tests {
             hops: vec![v1::Hop::default(); 2],
             ..v1::Event::default()
         };
-        let publish = v1::PublishRequest { event: Some(event) }.encode_to_vec();
+        let publish =
+            v1::PublishRequest { event: Some(event), ..v1::PublishRequest::default() }.encode_to_vec();
         assert_eq!((count(&publish, &[1, 13]), count(&publish, &[1, 16])), (Some(5), Some(2)));
     }
 
@@ -156,7 +157,8 @@ mod tests {
             body: Bytes::from_static(b"{}"),
             ..v1::Event::default()
         };
-        let whole = v1::PublishRequest { event: Some(event) }.encode_to_vec();
+        let whole =
+            v1::PublishRequest { event: Some(event), ..v1::PublishRequest::default() }.encode_to_vec();
         let mut readable = 0;
         for _ in 0..50_000 {
             let mut message = whole.repeat(random.usize(1..3));

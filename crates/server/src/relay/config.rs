@@ -14,6 +14,7 @@ use gitstafette_core::event::ClientId;
 use gitstafette_core::filter::Filter;
 use gitstafette_core::target::Target;
 use gitstafette_proto::convert::RelayDirection;
+use tokio::sync::watch;
 
 use super::{Neighbour, RELAY_CLIENTS, RelayOptions};
 
@@ -102,11 +103,13 @@ fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
     let to_server = table.optional::<String>("server").is_some();
     let url = table.optional::<String>("target");
     let probe: Option<String> = table.optional("target-health-check-path");
-    let (target, place): (Arc<dyn Target>, _) = match (to_server, url) {
+    let (target, server, place): (Arc<dyn Target>, _, _) = match (to_server, url) {
         (true, None) => {
-            let server = server(table, &files);
-            let place = Place::of_server(&server);
-            (Arc::new(ServerTarget::new(server, name.to_owned(), timeout)), place)
+            let address = server(table, &files);
+            let place = Place::of_server(&address);
+            let server = ServerTarget::new(address, name.to_owned(), timeout);
+            let server = Arc::new(server.following(watch::Sender::default()));
+            (Arc::clone(&server) as Arc<dyn Target>, Some(server), place)
         }
         (false, Some(url)) => {
             let setting = match relay {
@@ -114,7 +117,8 @@ fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
                 _ => format!("target in [relay.push.{relay}]"),
             };
             let endpoint = HttpEndpoint { url: &url, setting: &setting, probe: probe.as_deref() };
-            http_target(table, &files, endpoint, timeout)?
+            let (target, place) = http_target(table, &files, endpoint, timeout)?;
+            (target, None, place)
         }
         _ => {
             table.problem("server", "or target says where to: one of them is wanted");
@@ -132,7 +136,7 @@ fn push(table: &mut Settings, relay: &str, name: &str) -> Option<RelayOptions> {
     let client_id: ClientId = format!("{RELAY_CLIENTS}{relay}").parse().ok()?;
     Some(RelayOptions {
         name: relay.to_owned(),
-        neighbour: Neighbour::PushTo { target, place },
+        neighbour: Neighbour::PushTo { target, server, place },
         subscription: subscription(table, client_id),
         policy,
     })

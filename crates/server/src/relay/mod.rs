@@ -8,12 +8,16 @@
 mod config;
 mod draw;
 mod intake;
+mod pulling;
+mod pushing;
+mod state;
 
 use std::sync::Arc;
 
 use gitstafette_client::config::Place;
+use gitstafette_client::target::ServerTarget;
 use gitstafette_client::{
-    Client, ClientState, DeliveryPolicy, Feed, LocalFeed, Route, ServerAddress, Subscription,
+    Client, ClientState, DeliveryPolicy, Feed, LocalFeed, Route, ServerAddress, Start, Subscription,
 };
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::filter::Filter;
@@ -31,6 +35,7 @@ use tracing::{Instrument, Span, info_span};
 use crate::metrics::lag;
 use crate::subscribe::{Subscriber, Subscriptions};
 use draw::StoreTarget;
+use pushing::Pushing;
 
 pub(crate) use config::relays as configured;
 pub(crate) use intake::{Intake, Taken};
@@ -66,6 +71,8 @@ pub enum Neighbour {
     PushTo {
         /// The other server, or an HTTP endpoint.
         target: Arc<dyn Target>,
+        /// The same if it is another Gitstafette server, whose store the relay keeps account of.
+        server: Option<Arc<ServerTarget>>,
         /// Where it is, for people.
         place: Place,
     },
@@ -94,13 +101,30 @@ struct Relay {
 #[derive(Debug)]
 pub(crate) struct Relaying {
     client: Client,
+    store: Arc<dyn EventStore>,
+    /// Its label, which its state is stored under.
+    label: String,
+    direction: RelayDirection,
+    start: Start,
+    /// The receiver, if it pushes to another Gitstafette server.
+    server: Option<Arc<ServerTarget>>,
     span: Span,
 }
 
 impl Relaying {
     /// Relays until `stop` is cancelled; then tries under way are finished.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        self.client.run(stop).instrument(self.span).await;
+        let Self { client, store, label: relay, direction, start, server, span } = self;
+        let running = async {
+            match (direction, server) {
+                (RelayDirection::Pull, _) => pulling::run(client, store, &relay, start, stop).await,
+                (RelayDirection::Push, Some(server)) => {
+                    Pushing { client, server, store, relay, start }.run(stop).await;
+                }
+                (RelayDirection::Push, None) => client.run(stop).await,
+            }
+        };
+        running.instrument(span).await;
     }
 }
 
@@ -114,7 +138,7 @@ impl Relays {
         let (mut relays, mut relaying) = (Vec::new(), Vec::new());
         for RelayOptions { name, neighbour, subscription, policy } in options {
             let (direction, place, feed, target): (_, _, _, Arc<dyn Target>) = match neighbour {
-                Neighbour::PushTo { target, place } => {
+                Neighbour::PushTo { target, place, .. } => {
                     let feed = Feed::Local(own_log(Arc::clone(subscriptions), place.to_string()));
                     (RelayDirection::Push, place.clone(), feed, Arc::clone(target))
                 }
@@ -135,7 +159,19 @@ impl Relays {
                 state: client.state(),
             };
             let span = info_span!("relay", relay.name = relay.label());
-            relaying.push(Relaying { client, span });
+            let server = match neighbour {
+                Neighbour::PushTo { server, .. } => server.clone(),
+                Neighbour::PullFrom(_) => None,
+            };
+            relaying.push(Relaying {
+                client,
+                store: Arc::clone(&intake.store),
+                label: relay.label(),
+                direction,
+                start: subscription.start,
+                server,
+                span,
+            });
             relays.push(relay);
         }
         relays.sort_by(|one, other| (one.direction, &one.name).cmp(&(other.direction, &other.name)));
@@ -236,10 +272,12 @@ impl Relay {
         format!("{}.{}", self.direction.as_str(), self.name)
     }
 
-    /// How far the other server's log is ahead.
+    /// How far the other server's log is ahead. Between two heartbeats what came tells how far it goes, and if nothing waits,
+    /// all that came is done.
     fn lag_there(&self) -> u64 {
         let state = self.state.borrow();
-        state.head.get().saturating_sub(state.cursor.get())
+        let done = if state.waiting == 0 { state.cursor.max(state.received) } else { state.cursor };
+        state.head.max(state.received).get().saturating_sub(done.get())
     }
 
     fn state(&self, lag: u64) -> RelayState {

@@ -8,7 +8,7 @@ use gitstafette_core::filter::Filter;
 use gitstafette_core::hop::Hop;
 use gitstafette_core::store::{DamagedEvents, Page, ReadLimit, StoreError};
 use gitstafette_core::subscription::Window;
-use gitstafette_proto::convert::duration;
+use gitstafette_proto::convert::{duration, runs};
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{self, MissedKind};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -77,6 +77,7 @@ impl Session {
     }
 
     async fn say_started(&self) -> Result<(), End> {
+        let runs = runs(self.store.history());
         let started = v1::Started {
             server_name: self.server_name.clone(),
             cursor: self.stored_cursor().get(),
@@ -85,7 +86,16 @@ impl Session {
             store_id: self.store.id().to_string(),
             max_unacknowledged_events: u32::try_from(self.window.events).unwrap_or(u32::MAX),
             max_unacknowledged_bytes: self.window.bytes,
+            run_id: runs.last().map(|run| run.run_id.clone()).unwrap_or_default(),
+            common_sequence: self.common.map(Sequence::get),
+            runs,
         };
+        if let Some(common) = started.common_sequence {
+            warn!(
+                common.sequence = common,
+                "the client knows a later state of this store, which was set back"
+            );
+        }
         info!(cursor = started.cursor, head = started.head, "a client attached");
         Ok(self.send(Response::Started(started)).await?)
     }

@@ -99,7 +99,11 @@ impl Subscriptions {
         let standing = Arc::new(standing);
         let attachment = self.registry.attach(client.clone(), Arc::clone(&standing)).await;
         self.register(&client, &owner).await?;
-        let progress = self.start(&subscription).await.map_err(|error| status(&error))?;
+        let common = self.common(&subscription);
+        let progress = self.start(&subscription, common).await.map_err(|error| status(&error))?;
+        // What the client deferred are other events here, unless its log is this one.
+        let is_known = subscription.seen.as_ref().is_none_or(|seen| common == Some(seen.sequence));
+        let deferred = if is_known { subscription.deferred } else { Vec::new() };
         let window = self.window(subscription.max_events, subscription.max_bytes);
         let (outbox, outgoing) = outbox();
         let session = Session {
@@ -109,7 +113,8 @@ impl Subscriptions {
             store: Arc::clone(&self.store),
             cursor: progress.cursor.get().into(),
             window,
-            flow: Flow::new(progress, window, subscription.deferred).into(),
+            flow: Flow::new(progress, window, deferred).into(),
+            common: common.filter(|_| !is_known),
             changed: Notify::new(),
             outbox,
             traffic: Arc::clone(&self.traffic),
@@ -147,31 +152,52 @@ impl Subscriptions {
         }
     }
 
+    /// The last sequence that the subscriber has seen and that means the same event here; `None` if it names none, or one of
+    /// another store.
+    fn common(&self, subscription: &Subscription) -> Option<Sequence> {
+        let seen = subscription.seen.as_ref()?;
+        let common = seen.last_common(&self.store.id().to_string(), self.store.history())?;
+        Some(common.min(head(&*self.store)))
+    }
+
     /// Where the subscription starts. Anything but the cursor moves the cursor there first.
-    async fn start(&self, subscription: &Subscription) -> Result<Progress, StoreError> {
+    async fn start(
+        &self,
+        subscription: &Subscription,
+        common: Option<Sequence>,
+    ) -> Result<Progress, StoreError> {
         let client = &subscription.client_id;
+        let existing = match (subscription.start, subscription.existing_cursor) {
+            (Start::Cursor, _) | (_, ExistingCursor::Keep) => self.store.progress(client).await?,
+            (_, ExistingCursor::Move) => None,
+        };
         // What retention has removed before the start is not missed by anybody.
         let oldest = self.store.statistics().await?.removed_to();
         let cursor = match subscription.start {
-            Start::Cursor => {
-                if let Some(progress) = self.store.progress(client).await? {
-                    return Ok(progress);
-                }
-                // A cursor from the start: what retention takes from it before its first acknowledgement is missed.
-                oldest
-            }
+            // A cursor from the start: what retention takes from it before its first acknowledgement is missed.
+            Start::Cursor => oldest,
             // Beyond the head nothing was seen yet: starting there would skip what comes.
             Start::After(sequence) => sequence.max(oldest).min(head(&*self.store)),
             Start::Since(time) => self.store.before(time).await?,
             Start::Latest => head(&*self.store),
         };
-        if subscription.existing_cursor == ExistingCursor::Keep
-            && let Some(progress) = self.store.progress(client).await?
-        {
+        let Some(progress) = existing else {
+            self.store.seek(client, cursor).await?;
+            return Ok(Progress { cursor, ahead: Default::default() });
+        };
+        // The subscriber has nothing beyond this: its own store was set back. It asked for nothing before its start.
+        let start = if subscription.start == Start::Latest { Sequence::ZERO } else { cursor };
+        let Some(back) = common.map(|common| common.max(start)).filter(|back| *back < progress.cursor) else {
             return Ok(progress);
-        }
-        self.store.seek(client, cursor).await?;
-        Ok(Progress { cursor, ahead: Default::default() })
+        };
+        tracing::warn!(
+            client.id = %client,
+            from = progress.cursor.get(),
+            to = back.get(),
+            "the cursor moves back: the subscriber has nothing of what is beyond"
+        );
+        self.store.seek(client, back).await?;
+        Ok(Progress { cursor: back, ahead: Default::default() })
     }
 
     /// The smaller of what the client asks for and what the server allows.

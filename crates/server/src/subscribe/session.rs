@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) store: Arc<dyn EventStore>,
     /// What the client was granted.
     pub(super) window: Window,
+    /// The last sequence that means the same event to the client, if the store was set back since the client saw it.
+    pub(super) common: Option<Sequence>,
     /// Shared by the half that sends and the half that takes; never held across a wait.
     pub(super) flow: Mutex<Flow>,
     /// The cursor as it is stored. The client forgets what is before it, so it is told nothing that is not durable.

@@ -2,6 +2,7 @@
 //! TLS. Every event ends exactly once in each store and at the target, in the order in which the first server took it.
 
 mod load;
+mod restoring;
 mod station;
 
 use std::collections::BTreeSet;

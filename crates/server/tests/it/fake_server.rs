@@ -108,7 +108,7 @@ async fn it_reconnects_after_every_kind_of_break() {
 }
 
 #[tokio::test]
-async fn two_missed_heartbeats_are_a_dead_stream() {
+async fn a_stream_without_heartbeats_is_ended() {
     let (address, _heard) = fake(|number| match number {
         0 => open_stream(vec![started(50)]),
         _ => open_stream(vec![started(30_000), event(1)]),

@@ -145,7 +145,7 @@ async fn all_arrived(server: &TestServer, target: &mut TestTarget, sent: u64) {
 
 #[tokio::test]
 async fn nothing_is_lost_whatever_the_line_does() {
-    // A swallowing line is known by its silence: two missed heartbeats.
+    // A swallowing line is known by its silence: one and a half heartbeat intervals, and at least 350 ms here.
     let server = TestServer::start("heartbeat-interval = \"100ms\"").await;
     let proxy = Proxy::start(server.addresses.grpc).await;
     let mut target = TestTarget::start().await;
@@ -162,7 +162,7 @@ async fn nothing_is_lost_whatever_the_line_does() {
         proxy.half_close();
         proxy.connections(round * 3 + 3).await;
         proxy.becomes(Line::Swallowing);
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         proxy.becomes(Line::Clear);
         proxy.cut();
         proxy.connections(round * 3 + 4).await;

@@ -252,7 +252,8 @@ async fn publish(
     event: v1::Event,
 ) -> Result<PublishResponse, Status> {
     let mut calls = GitstafetteClient::new(crate::streams::channel(server).await);
-    let mut request = Request::new(tokio_stream::once(PublishRequest { event: Some(event) }));
+    let mut request =
+        Request::new(tokio_stream::once(PublishRequest { event: Some(event), ..PublishRequest::default() }));
     if let Some(token) = token {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     }

@@ -155,7 +155,12 @@ fn event(size: usize) -> Event {
 
 fn ours(result: PublishResult) -> Script {
     let detail = "why".to_owned();
-    Script::Ours(Ok(PublishResponse { result: result.into(), sequence: 5, detail }))
+    Script::Ours(Ok(PublishResponse {
+        result: result.into(),
+        sequence: 5,
+        detail,
+        ..PublishResponse::default()
+    }))
 }
 
 fn old(code: &str, accepted: bool) -> Script {

@@ -104,7 +104,7 @@ fn the_flags_of_the_go_implementation_make_one() {
         "--relayPath=hook/",
     ];
     let http = of_flags(&arguments).unwrap();
-    let Neighbour::PushTo { target, place } = &http[0].neighbour else { panic!("{http:?}") };
+    let Neighbour::PushTo { target, place, .. } = &http[0].neighbour else { panic!("{http:?}") };
     assert_eq!((target.name(), place.protocol.as_str()), ("jenkins:8080", "http"));
     let wrong = of_flags(&["--relayEnabled", "--relayProtocol=ftp"]).unwrap_err().to_string();
     assert!(wrong.contains("relay-protocol: is neither grpc, http nor https"), "{wrong}");

@@ -93,6 +93,27 @@ impl Station {
         self.running.take().unwrap().stop().await;
     }
 
+    /// Copies its store, as a backup does. It does not run.
+    pub fn copy_store(&self) -> tempfile::TempDir {
+        assert!(self.running.is_none(), "its store is in use");
+        let copy = tempfile::tempdir().unwrap();
+        copy_files(&self.path("store"), copy.path());
+        copy
+    }
+
+    /// Puts a copy in the place of its store.
+    pub fn restore_store(&self, copy: &tempfile::TempDir) {
+        self.empty_store();
+        std::fs::create_dir(self.path("store")).unwrap();
+        copy_files(copy.path(), &self.path("store"));
+    }
+
+    /// Removes its store.
+    pub fn empty_store(&self) {
+        assert!(self.running.is_none(), "its store is in use");
+        std::fs::remove_dir_all(self.path("store")).unwrap();
+    }
+
     pub fn name(&self) -> &str {
         self.name
     }
@@ -132,6 +153,14 @@ impl Station {
     /// How many events of other servers had this result since its start.
     pub async fn relayed(&self, result: &str) -> u64 {
         self.metric(&format!("gitstafette_relayed_events_total{{result=\"{result}\"}}")).await
+    }
+
+    /// Waits until it has so many events.
+    pub async fn holds(&self, events: usize) {
+        let mut standing = self.standing().await;
+        while standing.0 < events as u64 {
+            standing = soon(self.moved_on(standing)).await;
+        }
     }
 
     /// Waits until it has so many events and its relays an outcome for each. It may take its time as long as it gets on.
@@ -188,6 +217,16 @@ impl Station {
     pub fn logged(&self, message: &str) -> usize {
         self.log().iter().filter(|line| line["message"] == message).count()
     }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    let mut copied = 0;
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        copied += 1;
+    }
+    assert!(copied > 0, "there is a store");
 }
 
 /// The lines of a log. The last of a process that was killed may be one in part.
