@@ -54,6 +54,7 @@ pub const SERVER_KEYS: &[&str] = &[
     "grpc-port",
     "heartbeat-interval",
     "http-tls",
+    "idle-timeout",
     "inflight-limit",
     "max-client-ids",
     "max-connections",

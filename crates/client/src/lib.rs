@@ -25,8 +25,8 @@
 //!
 //! Read on in the order a webhook travels: [`ServerAddress`] (connect), [`Feed`], `session`, [`Route`], `deliveries` with its
 //! `window`, `lanes` and `outbox`, `lane`, [`DeliveryPolicy`], `gate`, [`target`]. The operator's commands are in
-//! [`operate`]. [`arguments`], [`settings`], [`explain`], [`logging`], [`shutdown`], [`tls`] and [`allocator`] serve both
-//! programs.
+//! [`operate`]. [`arguments`], [`settings`], [`explain`], [`logging`], [`open_files`], [`shutdown`], [`tls`] and
+//! [`allocator`] serve both programs.
 
 mod client;
 mod connect;
@@ -53,6 +53,7 @@ pub mod explain;
 pub mod health;
 pub mod info;
 pub mod logging;
+pub mod open_files;
 pub mod operate;
 pub mod settings;
 pub mod shutdown;

@@ -9,8 +9,9 @@ use anyhow::{anyhow, ensure};
 use clap::Parser;
 use gitstafette_client::cli::{self, Cli, ClientCommand, Flags};
 use gitstafette_client::config::{Config, HealthPort, KNOWN};
+use gitstafette_client::logging::Log;
 use gitstafette_client::operate::{self, Access, Console, Operation};
-use gitstafette_client::{Client, arguments, explain, health, info, logging, shutdown};
+use gitstafette_client::{Client, arguments, explain, health, info, logging, open_files, shutdown};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -32,8 +33,13 @@ fn start() -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
-    logging::start(config.log_format, &config.log_level);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
+    let log = logging::start(config.log_format, &config.log_level)?;
+    open_files::raise_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(run(config, &log));
+    // A call that blocks (standard output that nobody reads, a slow name server) must not hold up the end.
+    runtime.shutdown_timeout(shutdown::BLOCKING_TIMEOUT);
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -43,12 +49,14 @@ fn operate(operation: &Operation, file: Option<PathBuf>, flags: &Flags) -> anyho
         Ok(access) => access,
         Err(code) => return Ok(code),
     };
-    logging::start(access.log_format, &access.log_level);
+    let _log = logging::start(access.log_format, &access.log_level)?;
     for remark in &access.remarks {
         warn!("{remark}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(operate::run(operation, &access.server, &mut Console::standard())) {
+    let done = runtime.block_on(operate::run(operation, &access.server, &mut Console::standard()));
+    runtime.shutdown_timeout(shutdown::BLOCKING_TIMEOUT);
+    match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             if !error.is_quiet() {
@@ -59,8 +67,8 @@ fn operate(operation: &Operation, file: Option<PathBuf>, flags: &Flags) -> anyho
     }
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal()?;
+async fn run(config: Config, log: &Log) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal(log.clone())?;
     let health = match config.health_port {
         None => None,
         Some(port) => listen(port).await?,

@@ -27,8 +27,11 @@ use crate::auth::{ClientAuth, MethodGuard};
 use crate::compat::{self, Compat};
 use crate::info::InfoService;
 use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
-use crate::listen::{Address, BindError, Ending, Listener, Security, Timeouts};
+use crate::listen::{
+    Address, BindError, ConnectionLimit, Ending, Listener, Security, Timeouts, bind, local_address,
+};
 use crate::metrics::Metrics;
+use crate::open_files::ConnectionLimits;
 use crate::publish::{self, Publications};
 use crate::relay::{Intake, RelayOptions, Relaying, Relays};
 use crate::service::Service;
@@ -40,6 +43,9 @@ const SERVICES: [&str; 3] = ["", "gitstafette.v1.Gitstafette", "info.Info"];
 
 /// What the tasks that were cut at the end of the drain may take to notice: they hold the store.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the store may take to close: it finishes what it took, and empties its log into the database.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long relays may take to finish what they are handing on.
 const RELAYS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,8 +70,11 @@ pub struct ServerOptions {
     pub clients: ClientAuth,
     /// Bounds of ingest.
     pub limits: IngestLimits,
-    /// Connections that may be open at once.
+    /// Connections that the listener for webhooks may have open at once, and the one for gRPC as many. Fewer if the process
+    /// may not open as many files.
     pub max_connections: usize,
+    /// How long a connection stays open between two requests.
+    pub idle_timeout: Duration,
     /// How streams behave.
     pub streams: StreamOptions,
     /// The servers that events are handed on to, and drawn from.
@@ -175,6 +184,9 @@ pub enum RunError {
     /// The server was told to end, and cut requests or streams that took longer than the drain time-out.
     #[error("the shutdown is not complete: what took longer than --drain-timeout was cut")]
     NotDrained,
+    /// The store did not close in time. What it acknowledged is on the disk.
+    #[error("the store did not close within {} s; is the disk stuck?", STORE_TIMEOUT.as_secs())]
+    StoreNotClosed,
 }
 
 impl Server {
@@ -187,47 +199,52 @@ impl Server {
         let shared = Shared::new(&options, store).await?;
         let ingest = Arc::new(shared.ingest(&options));
         let http_router = ingest::router(Arc::clone(&ingest));
-        let connections = Arc::new(Semaphore::new(options.max_connections));
-        let listener = |tcp, security, router: Router| Listener {
+        let limits = ConnectionLimits::new(&options);
+        let listener = |tcp, security, router: Router, most| Listener {
             tcp,
             security,
             router,
-            connections: Arc::clone(&connections),
-            timeouts: Timeouts::default(),
+            limit: Arc::new(ConnectionLimit::new(most)),
+            timeouts: Timeouts::new(options.idle_timeout),
         };
         let (mut listeners, mut addresses, apart) = match options.listeners {
             Listeners::Shared { address, health } => {
                 let tcp = bind(address, "webhooks and gRPC").await?;
-                let at = local(&tcp, address)?;
+                let at = local_address(&tcp, address)?;
                 let router = http_router.merge(shared.grpc(&options, at, &health_service, ingest));
                 let router = router.fallback(ingest::not_found);
-                (vec![listener(tcp, grpc_security(&options), router)], Addresses::new(at, at), health)
+                (
+                    vec![listener(tcp, grpc_security(&options), router, limits.public)],
+                    Addresses::new(at, at),
+                    health,
+                )
             }
             Listeners::Separate { http, grpc, health } => {
                 let http_tcp = bind(http, "webhooks").await?;
                 let grpc_tcp = bind(grpc, "gRPC").await?;
-                let (http_at, grpc_at) = (local(&http_tcp, http)?, local(&grpc_tcp, grpc)?);
+                let (http_at, grpc_at) = (local_address(&http_tcp, http)?, local_address(&grpc_tcp, grpc)?);
                 let grpc_router = shared.grpc(&options, grpc_at, &health_service, ingest);
                 let grpc_router = grpc_router.fallback(ingest::not_found);
+                let http_router = http_router.fallback(ingest::not_found);
                 let both = vec![
-                    listener(http_tcp, http_security(&options), http_router.fallback(ingest::not_found)),
-                    listener(grpc_tcp, grpc_security(&options), grpc_router),
+                    listener(http_tcp, http_security(&options), http_router, limits.public),
+                    listener(grpc_tcp, grpc_security(&options), grpc_router, limits.public),
                 ];
                 (both, Addresses::new(http_at, grpc_at), health)
             }
         };
         if let Some(address) = apart {
             let tcp = bind(address, "gRPC health").await?;
-            addresses.health = Some(local(&tcp, address)?);
+            addresses.health = Some(local_address(&tcp, address)?);
             let router = method_guard(&options).protect(Routes::new(health_service).into_axum_router());
             let router = router.fallback(ingest::not_found);
-            listeners.push(listener(tcp, Security::Plain, router));
+            listeners.push(listener(tcp, Security::Plain, router, limits.small));
         }
         if let Some(address) = options.admin {
             let tcp = bind(address, "the admin interface").await?;
-            addresses.admin = Some(local(&tcp, address)?);
+            addresses.admin = Some(local_address(&tcp, address)?);
             let router = admin::router(Arc::clone(&shared.admin), options.clients.clone());
-            listeners.push(listener(tcp, Security::Plain, router));
+            listeners.push(listener(tcp, Security::Plain, router, limits.small));
         }
         let Shared { store, relays, relaying, subscriptions, tasks, ending, .. } = shared;
         let drain_timeout = options.drain_timeout;
@@ -250,12 +267,13 @@ impl Server {
         self.addresses
     }
 
-    /// Serves until `stop` is cancelled, then drains: no new connections, requests under way are answered, streams
-    /// get a GoAway. What takes longer than the drain time-out is cut: its connection is closed. Last the store is
-    /// closed. If this future is dropped, every connection is cut.
+    /// Serves until `stop` is cancelled, then shuts down step by step, each with a deadline: health tells it, relays finish,
+    /// no new connection is accepted, requests under way are answered, streams get a GoAway. Connections that take longer than
+    /// the drain timeout are cut. Last the store is closed. If this future is dropped, every connection is cut.
     ///
     /// # Errors
-    /// [`RunError`] if it ended without being told to, after the same drain, or if the drain was cut short.
+    /// [`RunError`] if it ended without being told to, after the same drain, or if the drain was cut short or the store did not
+    /// close.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), RunError> {
         let _cut_at_the_end = self.ending.cut.clone().drop_guard();
         let mut accepting = JoinSet::new();
@@ -278,17 +296,19 @@ impl Server {
             Some(Err(died)) = relaying.join_next() => Err(RunError::RelayDied(died)),
             () = ended(&*self.store) => Err(RunError::StoreEnded),
         };
+        // First, so that nobody sends more.
+        reporting.abort_all();
+        set_health(&self.health, ServingStatus::NotServing).await;
+        self.ending.announced.cancel();
         relays_stop.cancel();
         // What they do not finish in time comes again, and is known at the other end.
         drop(
             tokio::time::timeout(RELAYS_TIMEOUT, async { while relaying.join_next().await.is_some() {} })
                 .await,
         );
-        reporting.abort_all();
-        set_health(&self.health, ServingStatus::NotServing).await;
         let drained = self.drain(accepting).await;
-        self.store.close().await;
-        ended.and(drained)
+        let closed = close(self.store).await;
+        ended.and(drained).and(closed)
     }
 
     async fn drain(&self, mut accepting: JoinSet<()>) -> Result<(), RunError> {
@@ -309,6 +329,15 @@ impl Server {
         }
         Err(RunError::NotDrained)
     }
+}
+
+async fn close(store: Arc<dyn EventStore>) -> Result<(), RunError> {
+    if tokio::time::timeout(STORE_TIMEOUT, store.close()).await.is_ok() {
+        return Ok(());
+    }
+    // Its destructor would wait for the same disk.
+    std::mem::forget(store);
+    Err(RunError::StoreNotClosed)
 }
 
 /// Waits until a store closes or its writer dies.
@@ -332,19 +361,6 @@ fn http_security(options: &ServerOptions) -> Security {
         }
         _ => grpc_security(options),
     }
-}
-
-async fn bind(address: Address, purpose: &'static str) -> Result<tokio::net::TcpListener, BindError> {
-    address.bind().await.map_err(|source| listen_error(address, purpose, source))
-}
-
-fn local(tcp: &tokio::net::TcpListener, address: Address) -> Result<SocketAddr, BindError> {
-    tcp.local_addr().map_err(|source| listen_error(address, "its own address", source))
-}
-
-fn listen_error(address: Address, purpose: &'static str, source: std::io::Error) -> BindError {
-    let ip = address.ip.map_or_else(|| "all addresses".to_owned(), |ip| ip.to_string());
-    BindError::Listen { address: format!("{ip}, port {}", address.port), purpose, source }
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
@@ -415,7 +431,7 @@ impl Shared {
             relays: Arc::clone(&self.relays),
             bodies: BodyReader::new(options.limits, self.tasks.clone()),
             tasks: self.tasks.clone(),
-            draining: self.ending.stop.clone(),
+            draining: self.ending.announced.clone(),
         }
     }
 
@@ -473,7 +489,7 @@ impl Shared {
             },
             watchlist: Arc::clone(&self.watchlist),
             relays: Arc::clone(&self.relays),
-            draining: self.ending.stop.clone(),
+            draining: self.ending.announced.clone(),
         }
     }
 }

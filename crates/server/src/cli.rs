@@ -105,9 +105,12 @@ pub struct Flags {
     /// Answer a webhook within this time: wait for memory, read the body, commit [default: 8s]
     #[arg(long, value_name = "DURATION", help_heading = "Limits")]
     pub request_timeout: Option<String>,
-    /// Connections that may be open at once [default: 4096]
+    /// Serve so many connections at once on each port [default: 4096]
     #[arg(long, value_name = "COUNT", help_heading = "Limits")]
     pub max_connections: Option<String>,
+    /// Keep a connection open for so long between two requests [default: 650s]
+    #[arg(long, value_name = "DURATION", help_heading = "Limits")]
+    pub idle_timeout: Option<String>,
     /// Events one subscription may have unacknowledged [default: 1024]
     #[arg(long, value_name = "COUNT", help_heading = "Limits")]
     pub max_unacknowledged_events: Option<String>,

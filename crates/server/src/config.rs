@@ -131,6 +131,7 @@ impl Config {
                 clients,
                 limits: limits(settings),
                 max_connections: count(settings, "max-connections"),
+                idle_timeout: settings.positive_duration("idle-timeout"),
                 streams: streams(settings),
                 relays,
                 drain_timeout: settings.duration("drain-timeout"),

@@ -22,6 +22,10 @@
 //! servers; then `admin`, which looks on. [`app`] puts
 //! them together.
 
+/// The target of log lines that anybody may cause, such as those about refused requests. Their rate is bounded
+/// (`gitstafette_client::logging`).
+const REFUSALS: &str = "gitstafette_server::refusals";
+
 mod admin;
 pub mod app;
 mod auth;
@@ -32,6 +36,7 @@ mod info;
 mod ingest;
 mod listen;
 mod metrics;
+mod open_files;
 mod publish;
 mod relay;
 mod service;

@@ -1,6 +1,8 @@
 //! Listeners: accept, TLS, HTTP/1.1 and HTTP/2 on one port, and an orderly end.
 
 mod activity;
+mod limit;
+mod observed;
 #[cfg(test)]
 mod tests;
 
@@ -16,30 +18,37 @@ use axum::body::Body;
 use gitstafette_client::explain::listen_error;
 use gitstafette_client::tls::TlsError;
 use gitstafette_core::store::StoreError;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 use tracing::{debug, info, warn};
 
+use crate::REFUSALS;
 use crate::auth::{Peer, PeerCertificate};
 use crate::ingest::MAX_WAITING_PER_CONNECTION;
-use activity::{Activity, Patience, Watched};
+use activity::{Activity, Watched};
+use observed::Observed;
 
-/// From the first byte of a connection to the end of its first request's header, and between two requests of one
-/// HTTP/1.1 connection; also how long a connection that was told to end may be silent. GitHub gives up after 10 s as a
-/// whole (GitHub Docs, "Best practices for using webhooks").
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may be silent after its first request, see [`Activity`].
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) use activity::Timeouts;
+pub(crate) use limit::ConnectionLimit;
+
+/// From the start of a connection to the end of its first head, and from the first byte of a later head to its end. GitHub
+/// gives up after 10 s as a whole (GitHub Docs, "Best practices for using webhooks").
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request under way may be silent while it waits for the peer, see [`Activity`].
+const STALLED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection that was told to end may be silent.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for an idle connection that ends because others need its place.
+const EVICTED_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that answers no HTTP/2 PING is gone: its subscription must not stay attached for ever.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -94,24 +103,23 @@ pub(crate) enum Security {
     Either(Arc<rustls::ServerConfig>),
 }
 
-/// The time-outs of connections.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timeouts {
-    /// For the TLS handshake, the first request, a header, and the end of a connection that was told to end.
-    header: Duration,
-    /// For silence after the first request.
-    idle: Duration,
-}
+impl Timeouts {
+    /// The usual ones, and so long between two requests.
+    pub(crate) fn new(idle: Duration) -> Self {
+        Self { head: HEAD_TIMEOUT, stalled: STALLED_TIMEOUT, idle, close: CLOSE_TIMEOUT }
+    }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { header: HEADER_TIMEOUT, idle: IDLE_TIMEOUT }
+    /// For a connection that was told to end.
+    fn closing(self, idle: Duration) -> Self {
+        Self { head: self.close, stalled: self.stalled, idle, close: self.close }
     }
 }
 
 /// How all connections end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ending {
+    /// Health tells that the server goes down, while everything still works.
+    pub(crate) announced: CancellationToken,
     /// Finish what is under way and begin nothing.
     pub(crate) stop: CancellationToken,
     /// Finish nothing.
@@ -124,9 +132,8 @@ pub(crate) struct Listener {
     pub(crate) tcp: TcpListener,
     pub(crate) security: Security,
     pub(crate) router: Router,
-    /// Connections that may be served at once, over all listeners. One more of each waits accepted, the others wait in
-    /// the system's queue.
-    pub(crate) connections: Arc<Semaphore>,
+    /// Its own: a flood on one listener leaves the others their connections.
+    pub(crate) limit: Arc<ConnectionLimit>,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -135,6 +142,8 @@ pub(crate) struct Listener {
 enum ConnectionError {
     #[error("silent for too long")]
     Silent,
+    #[error("idle when other connections needed its place")]
+    Evicted,
     #[error("cut when the server ended")]
     Cut,
     #[error("it did not take a large event in time")]
@@ -153,23 +162,20 @@ impl Listener {
         loop {
             let accepted = async {
                 let accepted = self.tcp.accept().await;
-                // Not before: a listener that nobody comes to would hold a place.
-                let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else {
-                    return std::future::pending().await; // never closed
-                };
-                (accepted, permit)
+                // Not before: idle connections end for those that come.
+                (accepted, self.limit.acquire().await)
             };
-            let Some((accepted, permit)) = ending.stop.run_until_cancelled(accepted).await else { return };
+            let Some((accepted, place)) = ending.stop.run_until_cancelled(accepted).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
                     let connection = self.connection(&tasks, &ending);
                     tasks.spawn(async move {
                         connection.run(stream, peer).await;
-                        drop(permit);
+                        drop(place);
                     });
                 }
                 Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
+                    warn!(target: REFUSALS, { %error }, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -183,7 +189,7 @@ impl Listener {
             timeouts: self.timeouts,
             tasks: tasks.clone(),
             ending: ending.clone(),
-            activity: Arc::new(Activity::new()),
+            activity: Arc::new(Activity::new(Arc::clone(&self.limit))),
         }
     }
 }
@@ -207,7 +213,7 @@ impl Connection {
         if self.activity.has_begun() {
             debug!(client.address = %peer, %error, "a connection ended early");
         } else {
-            info!(client.address = %peer, %error, "a connection ended without a request");
+            info!(target: REFUSALS, { client.address = %peer, %error }, "a connection ended without a request");
         }
     }
 
@@ -232,7 +238,10 @@ impl Connection {
     }
 
     async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, ConnectionError> {
-        tokio::time::timeout(self.timeouts.header, step).await.map_err(|_| ConnectionError::Silent)
+        tokio::select! {
+            step = tokio::time::timeout(self.timeouts.head, step) => step.map_err(|_| ConnectionError::Silent),
+            () = self.activity.evicted() => Err(ConnectionError::Evicted),
+        }
     }
 
     /// Serves HTTP on a connection whose TLS, if any, stands.
@@ -245,23 +254,31 @@ impl Connection {
         let peer = Peer { address, certificate, cut: CancellationToken::new() };
         let service = service_fn(|request| self.call(request, peer.clone()));
         let builder = self.builder();
+        let stream = Observed::new(stream, Arc::clone(&self.activity));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let Timeouts { header, idle } = self.timeouts;
-        let (reason, patience) = tokio::select! {
+        let (activity, timeouts) = (&self.activity, self.timeouts);
+        let (reason, timeouts) = tokio::select! {
             ended = connection.as_mut() => return ended.map_err(ConnectionError::Http),
             () = peer.cut.cancelled() => return Err(ConnectionError::Stalled),
-            () = self.ending.stop.cancelled() => (Ok(()), Patience { first: header, later: idle }),
-            () = self.activity.silence(Patience { first: header, later: idle }) => {
-                (Err(ConnectionError::Silent), Patience { first: header, later: header })
+            () = self.ending.stop.cancelled() => (Ok(()), timeouts.closing(timeouts.close)),
+            () = activity.silence(timeouts) => {
+                let closing = Timeouts { stalled: timeouts.close, ..timeouts.closing(timeouts.close) };
+                (Err(ConnectionError::Silent), closing)
+            }
+            () = activity.evicted() => {
+                (Err(ConnectionError::Evicted), timeouts.closing(timeouts.close.min(EVICTED_TIMEOUT)))
             }
         };
+        if reason.is_err() && activity.awaits_head() {
+            return reason;
+        }
         // What is under way is finished, as long as it moves. A peer need not react to being told.
         connection.as_mut().graceful_shutdown();
-        self.activity.moves();
+        activity.moves();
         tokio::select! {
             ended = connection => reason.and(ended.map_err(ConnectionError::Http)),
             () = peer.cut.cancelled() => Err(ConnectionError::Stalled),
-            () = self.activity.silence(patience) => Err(ConnectionError::Silent),
+            () = activity.silence(timeouts) => Err(ConnectionError::Silent),
         }
     }
 
@@ -271,13 +288,20 @@ impl Connection {
         request: Request<Incoming>,
         peer: Peer,
     ) -> impl Future<Output = Result<Response<Watched<Body>>, Infallible>> + Send + 'static + use<> {
-        self.activity.request();
-        let activity = Arc::clone(&self.activity);
-        let mut request = request.map(|body| Body::new(Watched::request(body, Arc::clone(&activity))));
+        let version = request.version();
+        let (activity, handler) = (Arc::clone(&self.activity), self.activity.begin_request(version));
+        let mut request = request.map(|body| Body::new(Watched::request(body, handler.another())));
         request.extensions_mut().insert(peer);
         // A router is always ready: its clone is cheap and holds no state of its own.
         let answering = self.router.clone().call(request);
-        async move { Ok(answering.await?.map(|body| Watched::response(body, activity))) }
+        async move {
+            let mut response = answering.await?;
+            if version < Version::HTTP_2 && activity.closes_after_response() {
+                // To end after an answer is safe: a request may be on its way into a connection that ends while idle.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response.map(|body| Watched::response(body, handler)))
+        }
     }
 
     fn builder(&self) -> auto::Builder<Executor> {
@@ -286,7 +310,8 @@ impl Connection {
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.timeouts.header)
+            // It would run while the connection is idle, too; the activity watches over heads.
+            .header_read_timeout(None)
             .max_buf_size(HEADER_BYTES);
         builder
             .http2()
@@ -322,6 +347,21 @@ where
     fn execute(&self, call: F) {
         self.tasks.spawn(self.cut.clone().run_until_cancelled_owned(call));
     }
+}
+
+/// Binds an address for a purpose, which errors name.
+pub(crate) async fn bind(address: Address, purpose: &'static str) -> Result<TcpListener, BindError> {
+    address.bind().await.map_err(|source| bind_error(address, purpose, source))
+}
+
+/// Where a listener is bound.
+pub(crate) fn local_address(tcp: &TcpListener, address: Address) -> Result<SocketAddr, BindError> {
+    tcp.local_addr().map_err(|source| bind_error(address, "its own address", source))
+}
+
+fn bind_error(address: Address, purpose: &'static str, source: io::Error) -> BindError {
+    let ip = address.ip.map_or_else(|| "all addresses".to_owned(), |ip| ip.to_string());
+    BindError::Listen { address: format!("{ip}, port {}", address.port), purpose, source }
 }
 
 /// Why a server could not be set up.

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use gitstafette_client::{arguments, cli, logging, shutdown};
+use gitstafette_client::logging::Log;
+use gitstafette_client::{arguments, cli, logging, open_files, shutdown};
 use gitstafette_core::store::{EventStore, MemoryStore, SqliteStore};
 use gitstafette_server::cli::Cli;
 use gitstafette_server::config::{Config, KNOWN, StoreLocation};
@@ -23,13 +24,18 @@ fn start() -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
-    logging::start(config.log_format, &config.log_level);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))?;
+    let log = logging::start(config.log_format, &config.log_level)?;
+    open_files::raise_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(run(config, &log));
+    // A call that blocks (a dead disk, a slow name server) must not hold up the end.
+    runtime.shutdown_timeout(shutdown::BLOCKING_TIMEOUT);
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal()?;
+async fn run(config: Config, log: &Log) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal(log.clone())?;
     let store: Arc<dyn EventStore> = match &config.store {
         StoreLocation::Memory => Arc::new(MemoryStore::new(config.store_options)),
         StoreLocation::Folder(folder) => Arc::new(SqliteStore::open(folder, config.store_options)?),

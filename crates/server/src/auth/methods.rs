@@ -11,6 +11,7 @@ use tonic::Status;
 use tracing::warn;
 
 use super::{AuthError, ClientAuth, Peer, Publisher};
+use crate::REFUSALS;
 
 /// The path of the method `Publish`.
 pub(crate) const PUBLISH: &str = "/gitstafette.v1.Gitstafette/Publish";
@@ -117,7 +118,11 @@ async fn check(State(guard): State<MethodGuard>, mut request: Request, next: Nex
         }
         Err(error) => {
             let address = peer.map(|peer| tracing::field::display(peer.address));
-            warn!(client.address = address, rpc.method = path, reason = %error, "caller refused");
+            warn!(
+                target: REFUSALS,
+                { client.address = address, rpc.method = path, reason = %error },
+                "caller refused"
+            );
             Status::from(error).into_http()
         }
     }

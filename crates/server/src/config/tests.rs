@@ -256,8 +256,14 @@ fn limits_that_contradict_each_other() {
     assert!(problems(&["--body-limit=65MiB"]).contains("is more than 64 MiB"));
     assert!(problems(&["--inflight-limit=1MiB"]).contains("is less than body-limit"));
     assert_eq!(problems(&["--body-limit=big"]).lines().count(), 1);
-    let more_than_0 =
-        ["body-limit", "request-timeout", "retention-age", "retention-bytes", "heartbeat-interval"];
+    let more_than_0 = [
+        "body-limit",
+        "request-timeout",
+        "idle-timeout",
+        "retention-age",
+        "retention-bytes",
+        "heartbeat-interval",
+    ];
     for flag in more_than_0 {
         let text = problems(&[&format!("--{flag}=0")]);
         assert!(text.starts_with(&format!("{flag}: must be more than 0")), "{text}");

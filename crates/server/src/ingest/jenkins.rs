@@ -24,6 +24,6 @@ pub(super) fn is_probe(request: &Request<Body>) -> bool {
 
 /// The answer that Jenkins wants.
 pub(super) fn answer() -> Response {
-    info!(status = 200, "Jenkins looked whether webhooks are taken here");
+    info!(target: crate::REFUSALS, status = 200u16, "Jenkins looked whether webhooks are taken here");
     ANSWER.into_response()
 }

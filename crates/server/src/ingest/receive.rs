@@ -351,23 +351,32 @@ impl Seen {
         );
     }
 
-    /// The one line of a refused webhook. What came from outside is quoted: it may hold anything.
+    /// The one line of a refused webhook. What came from outside is quoted: it may hold anything. A flood of webhooks whose
+    /// signature does not hold suppresses no line about the others.
     fn log_refused(&self, status: StatusCode, reason: &str) {
         macro_rules! line {
             ($level:ident) => {
                 $level!(
-                    delivery.id = self.envelope.as_ref().map(|envelope| envelope.delivery_id.as_str()),
-                    event.type = self.envelope.as_ref().map(|envelope| &*envelope.event),
-                    repository.name = self.facts.as_ref().map(|facts| facts.repository_label().into_owned()),
-                    body.bytes = self.bytes,
-                    status = status.as_u16(),
-                    duration_ms = millis(self.started),
-                    reason,
+                    target: crate::REFUSALS,
+                    {
+                        delivery.id = self.envelope.as_ref().map(|envelope| envelope.delivery_id.as_str()),
+                        event.type = self.envelope.as_ref().map(|envelope| &*envelope.event),
+                        repository.name = self.facts.as_ref().map(|facts| facts.repository_label().into_owned()),
+                        body.bytes = self.bytes,
+                        status = status.as_u16(),
+                        duration_ms = millis(self.started),
+                        reason
+                    },
                     "webhook refused"
                 )
             };
         }
-        if status.is_server_error() { line!(error) } else { line!(warn) }
+        match (status.is_server_error(), &self.facts) {
+            (true, _) => line!(error),
+            // Two places in the code: the rate of each is bounded for itself.
+            (false, Some(_)) => line!(warn),
+            (false, None) => line!(warn),
+        }
     }
 }
 

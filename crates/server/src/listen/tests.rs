@@ -1,5 +1,5 @@
-//! Peers that misbehave, over real sockets and by hand. The time-outs are short or so long that they never strike; what
-//! a test waits for is the end of a connection, not a duration.
+//! Peers that misbehave, over real sockets and by hand. A test waits for the end of a connection, not for a duration. A
+//! timeout is short where it must strike, and so long that it never strikes where a slow machine must not matter.
 
 use std::io;
 use std::sync::Mutex;
@@ -11,9 +11,11 @@ use tokio::sync::mpsc;
 
 use super::*;
 
-const SHORT: Duration = Duration::from_millis(50);
+const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeouts that never strike.
+const NEVER: Timeouts = Timeouts { head: LONG, stalled: LONG, idle: LONG, close: LONG };
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 /// RFC 9113: the preface (§3.4) and an empty SETTINGS frame (§6.5).
@@ -42,12 +44,16 @@ struct Served {
 
 impl Served {
     async fn start(router: Router, timeouts: Timeouts) -> Self {
+        Self::limited(100, router, timeouts).await
+    }
+
+    async fn limited(connections: usize, router: Router, timeouts: Timeouts) -> Self {
         let address = Address { ip: Some(Ipv4Addr::LOCALHOST.into()), port: 0 };
         let tcp = address.bind().await.unwrap();
         let served =
             Self { address: tcp.local_addr().unwrap(), tasks: TaskTracker::new(), ending: Ending::default() };
-        let connections = Arc::new(Semaphore::new(100));
-        let listener = Listener { tcp, security: Security::Plain, router, connections, timeouts };
+        let limit = Arc::new(ConnectionLimit::new(connections));
+        let listener = Listener { tcp, security: Security::Plain, router, limit, timeouts };
         tokio::spawn(listener.serve(served.tasks.clone(), served.ending.clone()));
         served
     }
@@ -55,6 +61,13 @@ impl Served {
     /// A listener that answers everything with this body.
     async fn answering(body: &'static [u8], timeouts: Timeouts) -> Self {
         Self::start(Router::new().fallback(async move || Bytes::from_static(body)), timeouts).await
+    }
+
+    /// Opens connections one by one until `count` have ended because their first head did not come in time.
+    async fn head_timeouts(&self, count: usize) {
+        for _ in 0..count {
+            assert_eq!(until_the_end(&mut self.send(b"").await).await, "");
+        }
     }
 
     async fn send(&self, bytes: &[u8]) -> TcpStream {
@@ -75,6 +88,15 @@ async fn until_the_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     drop(soon(stream.read_to_end(&mut bytes)).await);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// One response that has a length, with its head.
+async fn response(stream: &mut TcpStream, body: &str) -> String {
+    let mut read = String::new();
+    while !(read.contains("\r\n\r\n") && read.ends_with(body)) {
+        read.push(soon(stream.read_u8()).await.expect(&read).into());
+    }
+    read.to_ascii_lowercase()
 }
 
 async fn frame(stream: &mut TcpStream) -> io::Result<(u8, u8, Vec<u8>)> {
@@ -102,7 +124,7 @@ async fn be_polite(stream: &mut TcpStream) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_peer_that_asks_nothing_is_left() {
-    let served = Served::answering(b"answer", Timeouts { header: SHORT, idle: LONG }).await;
+    let served = Served::answering(b"answer", Timeouts { head: SHORT, ..NEVER }).await;
     for start in ["", "G", "GET / HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n"] {
         let mut stream = served.send(start.as_bytes()).await;
         assert!(!until_the_end(&mut stream).await.contains("200 OK"), "{start:?}");
@@ -115,8 +137,84 @@ async fn a_peer_that_asks_nothing_is_left() {
 }
 
 #[tokio::test]
+async fn a_connection_is_kept_between_requests_longer_than_a_head_may_take() {
+    let served = Served::answering(b"answer", Timeouts { head: SHORT, ..NEVER }).await;
+    let mut stream = served.send(GET).await;
+    for _ in 0..2 {
+        let answer = response(&mut stream, "answer").await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+        served.head_timeouts(2).await;
+        stream.write_all(GET).await.unwrap();
+    }
+    response(&mut stream, "answer").await;
+}
+
+#[tokio::test]
+async fn a_head_that_begins_between_requests_must_be_complete_in_time() {
+    let served = Served::answering(b"answer", Timeouts { head: SHORT, ..NEVER }).await;
+    let mut stream = served.send(GET).await;
+    response(&mut stream, "answer").await;
+    stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    assert_eq!(until_the_end(&mut stream).await, "");
+    served.is_empty().await;
+}
+
+#[tokio::test]
+async fn the_longest_idle_connections_end_when_places_are_scarce() {
+    let answer = Router::new().fallback(async || "answer");
+    let served = Served::limited(10, answer, NEVER).await;
+    let mut idle = Vec::new();
+    for number in 0..8 {
+        let mut stream = served.send(GET).await;
+        let answer = response(&mut stream, "answer").await;
+        assert!(!answer.contains("connection: close"), "{number}: {answer}");
+        idle.push(stream);
+    }
+    // The ninth takes the place of the first.
+    response(&mut served.send(GET).await, "answer").await;
+    assert_eq!(until_the_end(&mut idle[0]).await, "");
+    for stream in &mut idle[1..] {
+        stream.write_all(GET).await.unwrap();
+        response(stream, "answer").await;
+    }
+    // Peers that ask nothing end first, and leave enough places for those that ask.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(served.send(b"").await);
+    }
+    response(&mut served.send(GET).await, "answer").await;
+    for stream in &mut silent[..10] {
+        assert_eq!(until_the_end(stream).await, "");
+    }
+    idle[1].write_all(GET).await.unwrap();
+    response(&mut idle[1], "answer").await;
+}
+
+#[tokio::test]
+async fn idle_http2_connections_end_when_places_are_scarce_whatever_they_answer() {
+    let answer = Router::new().fallback(async || "answer");
+    let served = Served::limited(2, answer, NEVER).await;
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        let mut stream = served.send(&[HELLO, GET_2].concat()).await;
+        while !matches!(soon(frame(&mut stream)).await.unwrap(), (HEADERS, ..)) {}
+        idle.push(stream);
+    }
+    response(&mut served.send(GET).await, "answer").await;
+}
+
+#[tokio::test]
+async fn an_answer_announces_the_end_of_its_connection_when_places_are_scarce() {
+    let answer = Router::new().fallback(async || "answer");
+    let served = Served::limited(1, answer, NEVER).await;
+    let answer = until_the_end(&mut served.send(GET).await).await;
+    assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+    served.is_empty().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_asked_once_is_left_over_http1() {
-    let served = Served::answering(b"answer", Timeouts { header: LONG, idle: SHORT }).await;
+    let served = Served::answering(b"answer", Timeouts { idle: SHORT, ..NEVER }).await;
     let mut stream = served.send(GET).await;
     assert!(until_the_end(&mut stream).await.ends_with("answer"));
     served.is_empty().await;
@@ -124,7 +222,7 @@ async fn a_peer_that_asked_once_is_left_over_http1() {
 
 #[tokio::test]
 async fn a_peer_that_asked_once_and_answers_pings_is_left_over_http2() {
-    let served = Served::answering(b"answer", Timeouts { header: LONG, idle: SHORT }).await;
+    let served = Served::answering(b"answer", Timeouts { idle: SHORT, ..NEVER }).await;
     let mut stream = served.send(&[HELLO, GET_2].concat()).await;
     let kinds = be_polite(&mut stream).await;
     assert!(kinds.contains(&HEADERS) && kinds.contains(&PING), "{kinds:?}");
@@ -134,7 +232,8 @@ async fn a_peer_that_asked_once_and_answers_pings_is_left_over_http2() {
 
 #[tokio::test]
 async fn a_peer_that_does_not_react_to_go_away_is_dropped() {
-    let served = Served::answering(b"answer", Timeouts { header: SHORT, idle: SHORT }).await;
+    let timeouts = Timeouts { idle: SHORT, close: SHORT, ..NEVER };
+    let served = Served::answering(b"answer", timeouts).await;
     let _held = served.send(&[HELLO, GET_2].concat()).await;
     served.is_empty().await;
 }
@@ -143,7 +242,8 @@ async fn a_peer_that_does_not_react_to_go_away_is_dropped() {
 async fn a_peer_that_never_reads_is_dropped() {
     /// More than the system's buffers take.
     static LARGE: [u8; 32 << 20] = [0; 32 << 20];
-    let served = Served::answering(&LARGE, Timeouts { header: SHORT, idle: SHORT }).await;
+    let timeouts = Timeouts { stalled: SHORT, close: SHORT, ..NEVER };
+    let served = Served::answering(&LARGE, timeouts).await;
     let _held = [
         served.send(GET).await,
         served.send(&GET.repeat(100)).await,
@@ -154,7 +254,8 @@ async fn a_peer_that_never_reads_is_dropped() {
 
 #[tokio::test]
 async fn a_peer_that_gives_no_window_is_left() {
-    let served = Served::answering(b"answer", Timeouts { header: SHORT, idle: SHORT }).await;
+    let timeouts = Timeouts { stalled: SHORT, close: SHORT, ..NEVER };
+    let served = Served::answering(b"answer", timeouts).await;
     let mut stream = served.send(&[HELLO_WITHOUT_WINDOW, GET_2].concat()).await;
     let kinds = be_polite(&mut stream).await;
     assert!(kinds.contains(&HEADERS) && kinds.contains(&GO_AWAY), "{kinds:?}");
@@ -168,7 +269,8 @@ async fn a_response_that_waits_for_this_server_is_not_cut_off() {
     let first = Arc::new(Mutex::new(Some(Body::from_stream(body))));
     // The first request gets the stream, the others an empty answer.
     let answer = async move || first.lock().unwrap().take().unwrap_or_default();
-    let served = Served::start(Router::new().fallback(answer), Timeouts { header: SHORT, idle: SHORT }).await;
+    let timeouts = Timeouts { stalled: SHORT, idle: SHORT, close: SHORT, ..NEVER };
+    let served = Served::start(Router::new().fallback(answer), timeouts).await;
     let mut stream = served.send(GET).await;
     parts.send(Ok("first")).await.unwrap();
     let mut read = String::new();
@@ -192,7 +294,7 @@ async fn stopping_lets_requests_end_and_cutting_does_not() {
         began.send(()).await.unwrap();
         std::future::pending::<()>().await;
     };
-    let served = Served::start(Router::new().fallback(answer), Timeouts { header: LONG, idle: LONG }).await;
+    let served = Served::start(Router::new().fallback(answer), NEVER).await;
     let mut first = served.send(GET).await;
     let mut second = served.send(&[HELLO, GET_2].concat()).await;
     let mut silent = served.send(b"").await;

@@ -10,6 +10,7 @@ use gitstafette_core::store::{Appended, EventStore, StoreError};
 use gitstafette_core::verify::{INLINE_BYTES, Unverified};
 use tracing::{info, warn};
 
+use crate::REFUSALS;
 use crate::auth::Publisher;
 use crate::metrics::Metrics;
 use crate::watchlist::LiveWatchlist;
@@ -117,11 +118,14 @@ impl Intake {
     pub(crate) fn refuse(&self, facts: &Facts, reason: &str) {
         self.metrics.relayed.with_label_values(&["refused"]).inc();
         warn!(
-            delivery.id = %facts.delivery_id,
-            event.type = %facts.event_type,
-            repository.name = %facts.repository_label(),
-            relay.from = facts.hops.last().map(|hop| &*hop.server),
-            reason,
+            target: REFUSALS,
+            {
+                delivery.id = %facts.delivery_id,
+                event.type = %facts.event_type,
+                repository.name = %facts.repository_label(),
+                relay.from = facts.hops.last().map(|hop| &*hop.server),
+                reason,
+            },
             "event of another server refused"
         );
     }

@@ -26,7 +26,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::{Sender, TestServer, hook, http_client, payload, settings, soon};
+use crate::support::{Sender, TOKEN, TestServer, hook, http_client, payload, settings, soon};
 
 /// A store whose appends wait at a gate.
 #[derive(Debug)]
@@ -37,17 +37,24 @@ pub struct Gated {
     /// One permit lets one append pass.
     pub gate: Semaphore,
     is_broken: bool,
+    /// Whether closing it never ends.
+    is_stuck: bool,
 }
 
 impl Gated {
     pub fn new() -> Self {
         let inner = MemoryStore::new(Options::default());
-        Self { inner, arrived: Notify::new(), gate: Semaphore::new(0), is_broken: false }
+        Self { inner, arrived: Notify::new(), gate: Semaphore::new(0), is_broken: false, is_stuck: false }
     }
 
     /// A store that cannot store.
     pub fn broken(self) -> Self {
         Self { is_broken: true, ..self }
+    }
+
+    /// A store whose disk does not answer.
+    fn stuck(self) -> Self {
+        Self { is_stuck: true, ..self }
     }
 
     pub async fn serve(self, more: &str) -> TestServer {
@@ -175,6 +182,9 @@ impl EventStore for Gated {
     }
 
     async fn close(&self) {
+        if self.is_stuck {
+            std::future::pending::<()>().await;
+        }
         self.inner.close().await;
     }
 }
@@ -248,6 +258,42 @@ async fn a_server_whose_store_ends_ends_with_an_error() {
     assert!(http_client().get(&url).send().await.is_err(), "it listens no more");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_close_does_not_hold_up_the_end() {
+    let config = Config::from_toml(&settings("")).unwrap();
+    let server = Server::bind(config.server, Arc::new(Gated::new().stuck())).await.unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    assert!(matches!(soon(server.run(stop)).await, Err(RunError::StoreNotClosed)));
+}
+
+#[tokio::test]
+async fn health_tells_that_the_server_goes_down_before_anything_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    // A target that never answers keeps its relay busy for as long as that may take.
+    let target = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let relay = format!("[relay.push.slow]\ntarget = \"http://{}\"", target.local_addr().unwrap());
+    let server = TestServer::start_in(folder.path(), &relay).await;
+    let endpoint = Channel::from_shared(format!("http://{}", server.addresses.grpc)).unwrap();
+    let mut health = HealthClient::new(soon(endpoint.connect()).await.unwrap());
+    let mut watched = soon(health.watch(HealthCheckRequest::default())).await.unwrap().into_inner();
+    assert_eq!(soon(watched.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    Sender::new(&server).push("delivery-1").await;
+    let (mut attempt, _) = soon(target.accept()).await.unwrap();
+    assert_ne!(soon(attempt.read(&mut [0; 4096])).await.unwrap(), 0);
+    server.drain();
+    let relay_ends = async { while attempt.read(&mut [0; 4096]).await.is_ok_and(|length| length > 0) {} };
+    tokio::select! {
+        biased;
+        told = soon(watched.message()) => {
+            assert_eq!(told.unwrap().unwrap().status(), ServingStatus::NotServing);
+        }
+        () = relay_ends => panic!("the relay ended first"),
+    }
+    drop((watched, health));
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_server_that_is_dropped_cuts_its_connections() {
     let config = Config::from_toml(&settings("")).unwrap();
@@ -259,6 +305,34 @@ async fn a_server_that_is_dropped_cuts_its_connections() {
     assert_ne!(soon(stream.read(&mut [0; 4096])).await.unwrap(), 0);
     running.abort();
     drop(soon(stream.read_to_end(&mut Vec::new())).await);
+}
+
+#[tokio::test]
+async fn a_full_webhook_port_blocks_no_other() {
+    let store = Arc::new(Gated::new());
+    let mut config = Config::from_toml(&settings("max-connections = 1\nadmin-port = 0")).unwrap();
+    let loopback = Address { ip: Some([127, 0, 0, 1].into()), port: 0 };
+    config.server.listeners = Listeners::Separate { http: loopback, grpc: loopback, health: Some(loopback) };
+    let server = TestServer::run(config, store.clone()).await;
+    let mut storing = connect(&server, &webhook("delivery-1", |length| length)).await;
+    soon(store.arrived.notified()).await;
+    let _waiting = connect(&server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    for address in [server.addresses.grpc, server.addresses.health.unwrap()] {
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let mut health = HealthClient::new(soon(endpoint.connect()).await.unwrap());
+        let answer = soon(health.check(HealthCheckRequest::default())).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{address}");
+    }
+    let metrics = format!("http://{}/metrics", server.addresses.admin.unwrap());
+    assert_eq!(
+        soon(http_client().get(metrics).bearer_auth(TOKEN).send()).await.unwrap().status(),
+        StatusCode::OK
+    );
+    store.gate.add_permits(1);
+    let mut answer = [0; 12];
+    soon(storing.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 201");
+    server.stop().await;
 }
 
 #[tokio::test]

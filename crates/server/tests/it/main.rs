@@ -15,6 +15,7 @@ mod deferral;
 mod delivery;
 mod examples;
 mod fake_server;
+mod floods;
 mod go_flags;
 mod go_wire;
 mod ingest;

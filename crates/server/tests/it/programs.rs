@@ -19,9 +19,19 @@ pub struct Program {
     pub grpc: std::net::SocketAddr,
 }
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_gitstafette-server");
+
 /// The command, without anything of this machine's environment.
 fn command(arguments: &[&str]) -> tokio::process::Command {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_gitstafette-server"));
+    let mut command = tokio::process::Command::new(PROGRAM);
+    command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// The same for a process that may have so many files open.
+fn command_with_files(files: u32, arguments: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new("/bin/sh");
+    command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), PROGRAM]);
     command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     command
 }
@@ -38,8 +48,21 @@ impl Program {
         Self::watching("octo-harbor/*", folder, more).await
     }
 
+    /// Likewise, in a process that may have so many files open.
+    pub async fn with_files(files: u32, folder: &Path, more: &[&str]) -> Self {
+        let arguments = Self::arguments("octo-harbor/*", folder, more);
+        let mut command = command_with_files(files, &arguments);
+        command.envs([("GITSTAFETTE_WEBHOOK_HMAC", SECRET), ("OAUTH_TOKEN", TOKEN)]);
+        Self::listening(command).await
+    }
+
     /// Likewise, with another watchlist.
     pub async fn watching(repositories: &str, folder: &Path, more: &[&str]) -> Self {
+        let arguments = Self::arguments(repositories, folder, more);
+        Self::run(&arguments, &[("GITSTAFETTE_WEBHOOK_HMAC", SECRET), ("OAUTH_TOKEN", TOKEN)]).await
+    }
+
+    fn arguments<'a>(repositories: &'a str, folder: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
         let store = folder.to_str().unwrap();
         let mut arguments = vec!["--store", store, "--repositories", repositories, "--bind", "127.0.0.1"];
         arguments.extend([
@@ -53,17 +76,18 @@ impl Program {
             "json",
         ]);
         arguments.extend(more);
-        Self::run(&arguments, &[("GITSTAFETTE_WEBHOOK_HMAC", SECRET), ("OAUTH_TOKEN", TOKEN)]).await
+        arguments
     }
 
     /// Starts a server that logs JSON and waits until it listens.
     pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = command(arguments)
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = command(arguments);
+        command.envs(environment.iter().copied());
+        Self::listening(command).await
+    }
+
+    async fn listening(mut command: tokio::process::Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let http = field(&mut log, "http.address").await;
         let grpc = field(&mut log, "grpc.address").await.parse().unwrap();
@@ -131,6 +155,11 @@ impl Program {
 
     pub async fn exit_code(&mut self) -> Option<i32> {
         soon(self.child.wait()).await.unwrap().code()
+    }
+
+    /// The next line that it logs.
+    pub async fn next_line(&mut self) -> String {
+        soon(self.log.as_mut().unwrap().next_line()).await.unwrap().expect("the program ended")
     }
 
     /// What it logged from here to its end.
