@@ -9,7 +9,7 @@ use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::{Acknowledgement, Listed, Listing};
 use gitstafette_core::text::is_showable;
 use gitstafette_proto::convert::{
-    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, RelayState, Subscription, SubscriptionState,
+    from_first_attempts,    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, RelayState, Subscription, SubscriptionState,
     WatchlistEntry, WireError,
 };
 use gitstafette_proto::v1;
@@ -29,6 +29,7 @@ pub fn run(data: &[u8]) {
                     drop(acknowledgement(wire));
                 }
             }
+            Some(Request::FirstAttempts(wire)) => drop(from_first_attempts(wire)),
             Some(Request::Deferral(_) | Request::Recall(_)) | None => {}
         }
     }

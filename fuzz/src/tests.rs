@@ -64,7 +64,7 @@ fn the_messages_among_the_seeds_are_taken_in() {
                         convert::acknowledgement(wire).expect(&name);
                     }
                 }
-                Request::Deferral(_) | Request::Recall(_) => {}
+                Request::Deferral(_) | Request::Recall(_) | Request::FirstAttempts(_) => {}
             }
         } else if let Response::Event(wire) =
             SubscribeResponse::decode(&*seed).expect(&name).response.expect(&name)

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use gitstafette_core::event::{Event, Sequence};
-use gitstafette_core::store::Acknowledgement;
+use gitstafette_core::store::{Acknowledgement, FirstAttempt};
 use gitstafette_core::target::Outcome;
 use gitstafette_proto::convert::{MAX_DEFERRED, Seen};
 use gitstafette_proto::v1::subscribe_request::Request;
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::lane::Report;
 use crate::lanes::Lanes;
 use crate::outbox::Outbox;
+use crate::pending::{Body, Pending};
 use crate::route::{Destination, LaneKey};
 use crate::session::FAREWELL;
 use crate::state::ClientState;
@@ -57,30 +58,6 @@ pub(crate) struct Deliveries {
     stop_deadline: Option<Instant>,
 }
 
-/// An event that is not done: one outcome per lane is awaited.
-#[derive(Debug)]
-struct Pending {
-    /// When it first came.
-    arrived: Instant,
-    size: u64,
-    body: Body,
-    /// The lanes that are not through with it.
-    awaited: usize,
-    /// Those of them that have it in their backlog.
-    queued: usize,
-    outcomes: Vec<Outcome>,
-}
-
-/// Where an event's headers and body are.
-#[derive(Debug)]
-enum Body {
-    Here(Arc<Event>),
-    /// Left to the server.
-    Deferred,
-    /// On its way here again.
-    Recalled,
-}
-
 impl Deliveries {
     /// Deliveries to these destinations, which fit the window, and tell the state. `seen` is the log that is known already.
     pub(crate) fn new(
@@ -114,12 +91,20 @@ impl Deliveries {
         for acknowledgement in self.unconfirmed.values() {
             self.outbox.acknowledge(acknowledgement.clone());
         }
+        // The server confirms no first attempts, so it may have missed them.
+        for (sequence, pending) in &self.pending {
+            for route in pending.failed_at() {
+                let target = Arc::clone(&self.destinations[*route].name);
+                self.outbox.first_attempt(*sequence, target, pending.arrived);
+            }
+        }
         let deferred = |sequence: &&Sequence| matches!(self.pending[sequence].body, Body::Deferred);
         self.absent.iter().filter(deferred).copied().collect()
     }
 
-    /// Takes an event from the stream; `true` if it is new.
-    pub(crate) fn accept(&mut self, event: &Arc<Event>) -> bool {
+    /// Takes an event from the stream, with the first attempts at its targets that an earlier client made; `true` if it is
+    /// new.
+    pub(crate) fn accept(&mut self, event: &Arc<Event>, first_attempts: &[FirstAttempt]) -> bool {
         let sequence = event.sequence;
         self.saw(sequence);
         if let Some(acknowledgement) = self.unconfirmed.get(&sequence) {
@@ -146,7 +131,7 @@ impl Deliveries {
                 self.filtered(sequence);
                 return true;
             }
-            self.enter(event, &ways);
+            self.enter(event, &ways, first_attempts);
         }
         self.advance(event);
         self.squeeze();
@@ -160,15 +145,13 @@ impl Deliveries {
         wanted.map(|(route, _)| LaneKey::new(route, &event.webhook.facts)).collect()
     }
 
-    fn enter(&mut self, event: &Arc<Event>, ways: &[LaneKey]) {
-        let pending = Pending {
-            arrived: Instant::now(),
-            size: event.webhook.size(),
-            body: Body::Here(Arc::clone(event)),
-            awaited: ways.len(),
-            queued: ways.len(),
-            outcomes: Vec::new(),
-        };
+    fn enter(&mut self, event: &Arc<Event>, ways: &[LaneKey], first_attempts: &[FirstAttempt]) {
+        let tried_before = first_attempts.iter().filter_map(|first| {
+            let route =
+                self.destinations.iter().position(|destination| *destination.name == *first.target)?;
+            Some((route, first.age))
+        });
+        let pending = Pending::new(event, ways.len(), tried_before.collect());
         self.window.taken.add(pending.size);
         self.pending.insert(event.sequence, pending);
         for key in ways {
@@ -208,8 +191,8 @@ impl Deliveries {
             self.parked.remove(sequence);
             match &pending.body {
                 // Only in order: not past one that is still on its way.
-                Body::Here(event) if handed + 1 == seen => {
-                    lane.hand(Arc::clone(event), pending.arrived);
+                Body::Here(_) if handed + 1 == seen => {
+                    pending.parcel(key.route).into_iter().for_each(|parcel| lane.hand(parcel));
                     lane.held.add(pending.size);
                     pending.queued -= 1;
                     handed += 1;
@@ -295,8 +278,14 @@ impl Deliveries {
                 self.defer();
                 self.publish(|_| {});
             }
-            Report::Retrying { lane, reason } => {
+            Report::Retrying { lane, sequence, reason } => {
                 self.lanes.retries(&lane);
+                if let Some(pending) = self.pending.get_mut(&sequence)
+                    && pending.fails_first(lane.route)
+                {
+                    let target = Arc::clone(&self.destinations[lane.route].name);
+                    self.outbox.first_attempt(sequence, target, pending.arrived);
+                }
                 self.defer();
                 self.show_failing(lane.route);
                 self.publish(|state| {

@@ -23,7 +23,7 @@ const SLOW: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Report {
     /// A try failed, for this reason, and there will be more.
-    Retrying { lane: LaneKey, reason: String },
+    Retrying { lane: LaneKey, sequence: Sequence, reason: String },
     /// An event takes long.
     Slow(LaneKey),
     /// This became of an event.
@@ -79,7 +79,8 @@ impl Lane {
             let attempt = target.attempt(&parcel.event).await;
             drop(permit);
             gate.tried(attempt.verdict);
-            let next = policy.after(attempt.verdict, attempts, parcel.arrived.elapsed(), fastrand::f64());
+            let age = parcel.tried_before.saturating_add(parcel.arrived.elapsed());
+            let next = policy.after(attempt.verdict, attempts, age, fastrand::f64());
             self.log(&parcel.event, attempts, tried, &attempt, next);
             let result = match next {
                 Next::Delivered => OutcomeResult::Delivered,
@@ -87,7 +88,8 @@ impl Lane {
                 Next::Unwanted => OutcomeResult::Filtered,
                 Next::Again(longest) => {
                     let reason = attempt.detail.lines().next().unwrap_or_default().to_owned();
-                    self.report(Report::Retrying { lane: self.key.clone(), reason });
+                    let (lane, sequence) = (self.key.clone(), parcel.event.sequence);
+                    self.report(Report::Retrying { lane, sequence, reason });
                     // Early tries back off, too: what others get delivered may not help this event.
                     let shortest = policy.backoff.delay(cut_short + 1, 1.0);
                     let pause = Pause { longest, shortest, trouble: Trouble::of(&attempt) };

@@ -3,10 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::event::Sequence;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -53,8 +52,8 @@ impl Lane {
         self.backlog.insert(sequence);
     }
 
-    pub(crate) fn hand(&self, event: Arc<Event>, arrived: Instant) {
-        self.given.push(Parcel { event, arrived });
+    pub(crate) fn hand(&self, parcel: Parcel) {
+        self.given.push(parcel);
     }
 
     /// Takes back the last event that its task was given and has not begun with.
@@ -184,13 +183,13 @@ impl Lanes {
     pub(crate) fn replace(
         &mut self,
         reports: mpsc::UnboundedSender<Report>,
-        here: impl Fn(Sequence) -> Option<(Arc<Event>, Instant)>,
+        here: impl Fn(&LaneKey, Sequence) -> Option<Parcel>,
     ) {
         self.reports = reports;
         self.ending.retain(|_, ended| !ended.is_cancelled());
         for (key, lane) in self.open.drain() {
-            for (event, arrived) in lane.backlog.iter().filter_map(|sequence| here(*sequence)) {
-                lane.hand(event, arrived);
+            for parcel in lane.backlog.iter().filter_map(|sequence| here(&key, *sequence)) {
+                lane.hand(parcel);
             }
             lane.given.close();
             self.ending.insert(key, lane.ended);

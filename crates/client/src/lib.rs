@@ -36,6 +36,7 @@ mod gate;
 mod lane;
 mod lanes;
 mod outbox;
+mod pending;
 mod policy;
 mod probes;
 mod queue;

@@ -1,21 +1,25 @@
 //! What the server is to be told, until the stream has room for it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use gitstafette_core::event::Sequence;
-use gitstafette_core::store::Acknowledgement;
-use gitstafette_proto::convert::numbers;
+use gitstafette_core::store::{Acknowledgement, FirstAttempt};
+use gitstafette_proto::convert::{first_attempts, numbers};
 use gitstafette_proto::v1::subscribe_request::Request;
-use gitstafette_proto::v1::{self, Acknowledgements, Deferral, Recall};
+use gitstafette_proto::v1::{self, Acknowledgements, Deferral, FirstAttempts, Recall};
+use tokio::time::Instant;
 
 /// How many outcomes go in one message: with details of 2 KiB and names of 256 bytes it stays below the 4 MiB that a
 /// server takes.
 const BATCH: usize = 1024;
 
-/// Acknowledgements, and events put down and wanted again.
+/// Acknowledgements, first attempts, and events put down and wanted again.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     acknowledgements: VecDeque<Acknowledgement>,
+    /// The events that are tried in vain, the targets, and since when.
+    first_attempts: VecDeque<(Sequence, Arc<str>, Instant)>,
     /// In the order they were decided: an event that is put down and wanted again must not come out the other way round.
     moves: VecDeque<Move>,
 }
@@ -31,6 +35,11 @@ impl Outbox {
         self.acknowledgements.push_back(acknowledgement);
     }
 
+    /// The first attempt of an event at this target failed. It is tried since `since`.
+    pub(crate) fn first_attempt(&mut self, sequence: Sequence, target: Arc<str>, since: Instant) {
+        self.first_attempts.push_back((sequence, target, since));
+    }
+
     pub(crate) fn defer(&mut self, sequence: Sequence) {
         self.moves.push_back(Move::Defer(sequence));
     }
@@ -40,13 +49,16 @@ impl Outbox {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.acknowledgements.is_empty() && self.moves.is_empty()
+        self.acknowledgements.is_empty() && self.first_attempts.is_empty() && self.moves.is_empty()
     }
 
     /// Takes the next message out.
     pub(crate) fn next(&mut self) -> Option<Request> {
         if !self.acknowledgements.is_empty() {
             return Some(Request::Acknowledgements(self.acknowledgements()));
+        }
+        if !self.first_attempts.is_empty() {
+            return Some(Request::FirstAttempts(self.first_attempts()));
         }
         match self.moves.front()? {
             Move::Defer(_) => {
@@ -71,6 +83,16 @@ impl Outbox {
         let count = self.acknowledgements.iter().take_while(fits).count().max(1);
         let batch = self.acknowledgements.drain(..count);
         Acknowledgements { acknowledgements: batch.map(|one| v1::Acknowledgement::from(&one)).collect() }
+    }
+
+    fn first_attempts(&mut self) -> FirstAttempts {
+        let count = self.first_attempts.len().min(BATCH);
+        let batch = self.first_attempts.drain(..count).map(|(sequence, target, since)| FirstAttempt {
+            sequence,
+            target: target.to_string(),
+            age: since.elapsed(),
+        });
+        first_attempts(&batch.collect::<Vec<_>>())
     }
 
     /// Takes the moves of one kind that stand in front.

@@ -13,9 +13,10 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 pub struct DeliveryPolicy {
     /// How long to wait between tries.
     pub backoff: Backoff,
-    /// An event that came to this client so long ago and could not be delivered becomes a dead letter. It counts from the
-    /// arrival, not from the first try: behind a dead target a whole queue expires together. Each event is tried at
-    /// least once.
+    /// An event that has been tried for so long becomes a dead letter. The time counts from the event's arrival at the
+    /// client that made the first attempt. The server keeps it, so a restart of the client does not begin anew. It counts
+    /// from the arrival, so that behind a dead target a whole queue expires together, and not from acceptance, so that an
+    /// event has its whole time after a client was away. Each event is tried at least once.
     pub give_up_after: Duration,
     /// An event that was tried so often in vain becomes a dead letter; `None` sets no limit.
     pub give_up_attempts: Option<u32>,
@@ -51,7 +52,7 @@ pub(crate) enum Next {
 }
 
 impl DeliveryPolicy {
-    /// What follows the `attempts`-th try of an event that came `age` ago. `random` is uniform in `0.0..1.0`.
+    /// What follows the `attempts`-th try of an event of this age. `random` is uniform in `0.0..1.0`.
     pub(crate) fn after(&self, verdict: Verdict, attempts: u32, age: Duration, random: f64) -> Next {
         let backoff = self.backoff.delay(attempts, random);
         let wait = match verdict {

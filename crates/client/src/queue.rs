@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gitstafette_core::event::Event;
 use tokio::sync::Notify;
@@ -13,6 +14,8 @@ pub(crate) struct Parcel {
     pub(crate) event: Arc<Event>,
     /// When it first came to this client: from then on it grows old.
     pub(crate) arrived: Instant,
+    /// How old it was already, if the target was tried before this client was started.
+    pub(crate) tried_before: Duration,
 }
 
 /// Parcels between the one who owns the lanes and one lane.

@@ -207,12 +207,15 @@ impl Session<'_> {
 
     /// Takes one event in; `true` if it is new. One that cannot be decoded becomes a dead letter: the server would send it
     /// again on every stream.
-    fn receive_event(&mut self, event: v1::Event) -> bool {
+    fn receive_event(&mut self, mut event: v1::Event) -> bool {
+        let first_attempts = std::mem::take(&mut event.first_attempts).into_iter();
+        // One that cannot be read begins to count anew.
+        let first_attempts: Vec<_> = first_attempts.filter_map(|one| one.try_into().ok()).collect();
         let sequence = Sequence::new(event.sequence);
         match Event::try_from(event) {
             Ok(event) => {
                 debug!(event.sequence = sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "received");
-                self.deliveries.accept(&Arc::new(event))
+                self.deliveries.accept(&Arc::new(event), &first_attempts)
             }
             Err(error) if sequence == Sequence::ZERO => {
                 error!(reason = %error, "the server sent an event that cannot be decoded");

@@ -16,11 +16,13 @@ use tonic::codegen::http::{HeaderName, HeaderValue};
 
 use crate::v1;
 
+mod first_attempts;
 mod go;
 mod operator;
 mod relay;
 mod seen;
 
+pub use first_attempts::{first_attempts, from_first_attempts};
 pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, from_go_headers};
 pub use relay::{RelayDirection, RelayState};
 pub use seen::{Seen, history, runs};
@@ -204,6 +206,7 @@ fn event_without_payload(
         body: bytes::Bytes::new(),
         address: (*address != Address::default()).then(|| address.into()),
         hops: facts.hops.iter().map(Into::into).collect(),
+        first_attempts: Vec::new(),
     }
 }
 

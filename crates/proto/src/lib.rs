@@ -8,6 +8,7 @@ pub mod convert;
 #[expect(
     unused_qualifications,
     clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
     clippy::too_many_lines,
     reason = "generated code"
 )]

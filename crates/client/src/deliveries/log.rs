@@ -6,7 +6,8 @@ use gitstafette_core::event::Sequence;
 use gitstafette_proto::convert::Seen;
 use tokio::sync::mpsc;
 
-use super::{Body, Deliveries, Pending};
+use super::Deliveries;
+use crate::route::LaneKey;
 use crate::window::Load;
 
 impl Deliveries {
@@ -44,10 +45,7 @@ impl Deliveries {
             );
         }
         let (sender, reports) = mpsc::unbounded_channel();
-        let here = |sequence| match self.pending.get(&sequence)? {
-            Pending { body: Body::Here(event), arrived, .. } => Some((Arc::clone(event), *arrived)),
-            _ => None,
-        };
+        let here = |key: &LaneKey, sequence| self.pending.get(&sequence)?.parcel(key.route);
         self.lanes.replace(sender, here);
         self.reports = reports;
         self.window.taken = Load::default();

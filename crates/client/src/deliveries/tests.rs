@@ -18,6 +18,8 @@ use crate::window::Load;
 
 mod log;
 
+mod first_attempts;
+
 /// Takes everything but what belongs to blocked repositories, and notes it.
 #[derive(Debug, Default)]
 struct Shop {
@@ -153,6 +155,7 @@ impl Server {
                     self.recalled.extend(known.then_some(sequence.get()));
                 }
             }
+            Request::FirstAttempts(_) => {}
             Request::Subscription(_) => unreachable!("not made by deliveries"),
         }
     }
@@ -177,7 +180,7 @@ impl Server {
             });
             let Some(next) = next else { return };
             self.outstanding.insert(next);
-            deliveries.accept(&self.log[usize::try_from(next).unwrap() - 1]);
+            deliveries.accept(&self.log[usize::try_from(next).unwrap() - 1], &[]);
         }
     }
 
@@ -223,11 +226,11 @@ async fn what_is_sent_again_is_not_delivered_again() {
     let shop = Arc::new(Shop::default());
     let mut deliveries = deliveries(vec![route(&shop)], 8);
     let one = event(1, "octo/hello");
-    assert!(deliveries.accept(&one));
-    assert!(!deliveries.accept(&one), "it is in its lane");
+    assert!(deliveries.accept(&one, &[]));
+    assert!(!deliveries.accept(&one, &[]), "it is in its lane");
     let first = acknowledged(&mut deliveries).await;
     assert_eq!(first.outcomes.len(), 1);
-    assert!(!deliveries.accept(&one));
+    assert!(!deliveries.accept(&one, &[]));
     assert_eq!(acknowledged(&mut deliveries).await, first, "the server has not heard of it");
     deliveries.resume();
     assert_eq!(acknowledged(&mut deliveries).await, first, "nor has the next stream");
@@ -241,12 +244,12 @@ async fn one_acknowledgement_with_an_outcome_per_route() {
     let shop = Arc::new(Shop::default());
     let routes = vec![route(&shop), only(&shop, "octo/hello"), only(&shop, "octo/other")];
     let mut deliveries = deliveries(routes, 8);
-    deliveries.accept(&event(1, "octo/hello"));
+    deliveries.accept(&event(1, "octo/hello"), &[]);
     let mut targets: Vec<_> =
         acknowledged(&mut deliveries).await.outcomes.into_iter().map(|outcome| outcome.target).collect();
     targets.sort();
     assert_eq!(targets, ["shop", "shop#2"]);
-    deliveries.accept(&event(2, "octo/third"));
+    deliveries.accept(&event(2, "octo/third"), &[]);
     assert_eq!(acknowledged(&mut deliveries).await.outcomes.len(), 1);
 }
 
@@ -254,7 +257,7 @@ async fn one_acknowledgement_with_an_outcome_per_route() {
 async fn what_no_route_wants_is_filtered() {
     let shop = Arc::new(Shop::default());
     let mut deliveries = deliveries(vec![only(&shop, "octo/other")], 8);
-    assert!(deliveries.accept(&event(1, "octo/hello")));
+    assert!(deliveries.accept(&event(1, "octo/hello"), &[]));
     let outcomes = acknowledged(&mut deliveries).await.outcomes;
     assert_eq!(outcomes[0].result, i32::from(v1::OutcomeResult::Filtered));
     deliveries.cursor_at(Sequence::new(1));
@@ -268,7 +271,7 @@ async fn an_address_selects_one_route() {
     for (sequence, target, result) in [(1, "shop#2", "shop#2"), (2, "elsewhere", NO_TARGET)] {
         let mut addressed = Event::clone(&event(sequence, "octo/hello"));
         addressed.address.target = Some(target.into());
-        deliveries.accept(&Arc::new(addressed));
+        deliveries.accept(&Arc::new(addressed), &[]);
         let outcomes = acknowledged(&mut deliveries).await.outcomes;
         assert_eq!((outcomes.len(), outcomes[0].target.as_str()), (1, result));
     }
@@ -278,7 +281,7 @@ async fn an_address_selects_one_route() {
 async fn stopping_acknowledges_what_was_done() {
     let shop = Arc::new(Shop::default());
     let mut deliveries = deliveries(vec![route(&shop)], 8);
-    deliveries.accept(&event(1, "octo/hello"));
+    deliveries.accept(&event(1, "octo/hello"), &[]);
     while deliveries.reports.is_empty() {
         tokio::task::yield_now().await;
     }
@@ -424,7 +427,7 @@ async fn a_target_that_fails_shows_and_recovers() {
         ..ClientState::default()
     });
     let mut deliveries = Deliveries { state, ..deliveries(vec![route(&shop)], 8) };
-    deliveries.accept(&event(1, "octo/hello"));
+    deliveries.accept(&event(1, "octo/hello"), &[]);
     deliveries.progress().await;
     let error = |deliveries: &Deliveries| deliveries.state.borrow().targets[0].last_error.clone();
     assert!(deliveries.state.borrow().targets[0].failing);
@@ -473,13 +476,13 @@ async fn lanes_of_another_store_begin_when_those_of_the_first_have_ended() {
     let sizes = [&one, &two].map(|event| event.webhook.body.len() as u64);
     let a_while = Duration::from_secs(100);
     assert!(deliveries.belong_to(&log("a"), Sequence::ZERO, None));
-    deliveries.accept(&one);
+    deliveries.accept(&one, &[]);
     deliveries.during(tokio::time::sleep(a_while)).await;
     assert!(deliveries.belong_to(&log("a"), Sequence::ZERO, None));
     // A third store comes while the first one's lane is still busy: the order holds over both changes.
     for store in ["b", "c"] {
         assert!(!deliveries.belong_to(&log(store), Sequence::ZERO, None));
-        assert!(deliveries.accept(&two), "the same sequence is another event");
+        assert!(deliveries.accept(&two, &[]), "the same sequence is another event");
         deliveries.during(tokio::time::sleep(a_while)).await;
         assert_eq!(*slow.begun.lock().unwrap(), sizes[..1]);
     }

@@ -358,8 +358,8 @@ impl Fetching {
             Some(Request::Recall(recall)) => {
                 self.words.extend(recall.sequences.into_iter().map(Sequence::new).map(Word::Event));
             }
-            // What the client puts down stays here.
-            Some(Request::Deferral(_) | Request::Subscription(_)) | None => {}
+            // What the client puts down stays here. The server of the Go implementation keeps no first attempts.
+            Some(Request::Deferral(_) | Request::FirstAttempts(_) | Request::Subscription(_)) | None => {}
         }
     }
 

@@ -72,7 +72,12 @@ struct Running {
 
 impl Running {
     fn send(&self, sequence: u64) {
-        self.queue.push(Parcel { event: event(sequence), arrived: Instant::now() });
+        self.send_tried(sequence, Duration::ZERO);
+    }
+
+    /// Sends an event that an earlier client has tried for so long.
+    fn send_tried(&self, sequence: u64, tried_before: Duration) {
+        self.queue.push(Parcel { event: event(sequence), arrived: Instant::now(), tried_before });
     }
 
     async fn completed(&mut self) -> (u64, Outcome) {
@@ -160,6 +165,19 @@ async fn a_queue_behind_a_dead_target_expires_together() {
     target.answers.lock().unwrap().clear();
     lane.send(101);
     assert_eq!(lane.completed().await.1.result, OutcomeResult::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_to_give_up_includes_attempts_before_a_restart() {
+    let target = Scripted::new(std::iter::repeat_n(Verdict::Retry(None), 1000));
+    let mut lane = start(&destination(&target, POLICY));
+    let (begin, before) = (Instant::now(), POLICY.give_up_after - Duration::from_secs(600));
+    lane.send_tried(1, before);
+    assert_eq!(lane.completed().await.1.result, OutcomeResult::Failed);
+    assert!(begin.elapsed() <= Duration::from_secs(600), "{:?}", begin.elapsed());
+    lane.send_tried(2, Duration::MAX);
+    let (_, outcome) = lane.completed().await;
+    assert_eq!((outcome.result, outcome.attempts), (OutcomeResult::Failed, 1), "each is tried once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -69,6 +69,9 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
     progressing::a_second_report_replaces_the_first(&open(options).await).await;
     progressing::passes_over_events_without_acknowledging(&open(options).await).await;
+    progressing::keeps_first_attempts_until_the_event_is_done(&open(options).await).await;
+    progressing::the_earliest_first_attempt_counts(&open(options).await).await;
+    progressing::first_attempts_are_bounded(&open(options).await).await;
 
     clients::registers_as_many_as_the_owner_may_have(&open(options).await).await;
     clients::removes_all_that_is_kept_for_a_client(&open(options).await).await;
@@ -110,6 +113,8 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     keeping::forgets_all_about_a_removed_event(&open(keep(Retention { count: 1, ..retention })).await).await;
     keeping::forgets_what_is_ahead_and_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::says_what_was_removed(&open(keep(Retention { count: 3, ..retention })).await).await;
+    let keep_one = keep(Retention { count: 1, ..retention });
+    progressing::forgets_first_attempts_of_removed_events(&open(keep_one).await).await;
     redelivering::outlives_what_it_copies(&open(keep(Retention { count: 1, ..retention })).await).await;
     relaying::forgets_a_removed_origin(&open(keep(Retention { count: 1, ..retention })).await).await;
     relaying::counts_by_repository(&open(keep(Retention { count: 4, ..retention })).await).await;

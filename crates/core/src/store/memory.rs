@@ -5,18 +5,22 @@
 //! needs a thread or a timer, and between calls count and bytes are within their bounds all the same, because only
 //! an append could break them. Age is measured with the monotonic clock.
 
+mod first_attempts;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use self::first_attempts::FirstAttempts;
 use super::listing::Sieve;
 use super::tail::{Bounds, Look, SCAN_LIMIT, Tail};
 use super::{
-    Acknowledgement, Appended, Entry, EventStore, History, Listed, Listing, Options, Order, Owner, Page,
-    ReadLimit, Redelivery, Registration, Report, Run, RunId, Statistics, StoreError, StoreId,
+    Acknowledgement, Appended, Entry, EventStore, FirstAttempt, History, Listed, Listing, Options, Order,
+    Owner, Page, ReadLimit, Redelivery, Registration, Report, Run, RunId, Statistics, StoreError, StoreId,
     WatchlistChange, beyond,
 };
 use crate::event::{
@@ -52,6 +56,7 @@ struct State {
     counts: BTreeMap<RepositoryId, u64>,
     clients: BTreeMap<ClientId, Progress>,
     registered: BTreeMap<ClientId, Registered>,
+    first_attempts: FirstAttempts,
     watchlist: HashMap<RepositoryPattern, WatchlistChange>,
     relays: HashMap<String, String>,
     /// How many events retention has removed.
@@ -97,6 +102,7 @@ impl MemoryStore {
             counts: BTreeMap::new(),
             clients: BTreeMap::new(),
             registered: BTreeMap::new(),
+            first_attempts: FirstAttempts::default(),
             watchlist: HashMap::new(),
             relays: HashMap::new(),
             removed: 0,
@@ -158,6 +164,7 @@ impl State {
             // The oldest goes first: all before it is gone already.
             progress.ahead.remove_through(event.sequence);
         }
+        self.first_attempts.remove_through(event.sequence);
     }
 
     fn append(&mut self, webhook: Webhook, options: &Options) -> Appended {
@@ -258,6 +265,7 @@ impl State {
 
     fn remove_client(&mut self, client: &ClientId) -> bool {
         let was_registered = self.registered.remove(client).is_some();
+        self.first_attempts.clear(client);
         self.clients.remove(client).is_some() || was_registered
     }
 
@@ -286,12 +294,23 @@ impl State {
         }
     }
 
+    fn record_first_attempts(&mut self, client: &ClientId, first_attempts: Vec<FirstAttempt>) {
+        let Some(first) = self.log.first().map(|event| event.sequence.get()) else { return };
+        if self.clients.contains_key(client) {
+            // The log has no gaps.
+            let place = |sequence: Sequence| usize::try_from(sequence.get().checked_sub(first)?).ok();
+            let accepted = |sequence| self.accepted.get(place(sequence)?).copied();
+            self.first_attempts.record(client, first_attempts, accepted);
+        }
+    }
+
     fn acknowledge(&mut self, client: &ClientId, acknowledgements: Vec<Acknowledgement>, cursor: Sequence) {
         let progress = self.clients.entry(client.clone()).or_default();
         progress.cursor = progress.cursor.max(cursor);
         let ahead = beyond(&acknowledgements, progress.cursor);
         progress.ahead.extend(ahead.into_iter().filter(|sequence| self.log.contains(*sequence)));
         progress.ahead.remove_through(progress.cursor);
+        self.first_attempts.forget(client, &acknowledgements, progress.cursor);
         for Acknowledgement { sequence, outcomes } in acknowledgements {
             if outcomes.is_empty() || !self.log.contains(sequence) {
                 continue;
@@ -345,7 +364,9 @@ impl EventStore for MemoryStore {
 
     async fn seek(&self, client: &ClientId, cursor: Sequence) -> Result<(), StoreError> {
         let progress = Progress { cursor, ..Progress::default() };
-        self.state()?.clients.insert(client.clone(), progress);
+        let mut state = self.state()?;
+        state.clients.insert(client.clone(), progress);
+        state.first_attempts.clear(client);
         Ok(())
     }
 
@@ -357,6 +378,23 @@ impl EventStore for MemoryStore {
     ) -> Result<(), StoreError> {
         self.state()?.acknowledge(client, acknowledgements, cursor);
         Ok(())
+    }
+
+    async fn record_first_attempts(
+        &self,
+        client: &ClientId,
+        first_attempts: Vec<FirstAttempt>,
+    ) -> Result<(), StoreError> {
+        self.state()?.record_first_attempts(client, first_attempts);
+        Ok(())
+    }
+
+    async fn first_attempts(
+        &self,
+        client: &ClientId,
+        sequences: RangeInclusive<Sequence>,
+    ) -> Result<Vec<FirstAttempt>, StoreError> {
+        Ok(self.state()?.first_attempts.load(client, &sequences))
     }
 
     async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::target::Outcome;
 
 mod clients;
 mod error;
+mod first_attempts;
 mod history;
 mod identity;
 mod listing;
@@ -29,6 +31,7 @@ mod memory;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tail;
+mod watchlist;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -37,12 +40,14 @@ mod model;
 
 pub use clients::{Owner, Registration};
 pub use error::{OpenError, StoreError};
+pub use first_attempts::{FirstAttempt, MAX_FIRST_ATTEMPTS};
 pub use history::{History, MAX_RUNS, Run};
 pub use identity::{RunId, StoreId, StoreIdError};
 pub use listing::{Entry, Fate, FateError, FateFilter, Listed, Listing, Order, Report};
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
+pub use watchlist::{WatchlistChange, WatchlistChangeError};
 
 /// A log of events with cursors and outcomes.
 ///
@@ -143,6 +148,29 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
         acknowledgements: Vec<Acknowledgement>,
         cursor: Sequence,
     ) -> Result<(), StoreError>;
+
+    /// Stores since when a client has tried events in vain. The first report for an event, client and target counts, and
+    /// no time before the event's acceptance. It is forgotten with the client's acknowledgement of the event, with a seek,
+    /// and when retention removes the event. Dropped are reports of removed events, of clients without a cursor, and
+    /// those beyond [`MAX_FIRST_ATTEMPTS`] per client.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn record_first_attempts(
+        &self,
+        client: &ClientId,
+        first_attempts: Vec<FirstAttempt>,
+    ) -> Result<(), StoreError>;
+
+    /// What was recorded of a client's first attempts of these events, by sequence and target, with the ages now.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn first_attempts(
+        &self,
+        client: &ClientId,
+        sequences: RangeInclusive<Sequence>,
+    ) -> Result<Vec<FirstAttempt>, StoreError>;
 
     /// All that was reported of one event, by client and target.
     ///
@@ -320,41 +348,6 @@ pub struct DamagedEvents {
     /// Why they cannot be read, in one line for people.
     pub reason: Box<str>,
 }
-
-/// How the watchlist differs from the configured one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchlistChange {
-    /// The pattern was added.
-    Added,
-    /// It was removed.
-    Removed,
-}
-
-impl WatchlistChange {
-    /// The word for stores and listings.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Added => "added",
-            Self::Removed => "removed",
-        }
-    }
-}
-
-impl FromStr for WatchlistChange {
-    type Err = WatchlistChangeError;
-
-    fn from_str(text: &str) -> Result<Self, WatchlistChangeError> {
-        [Self::Added, Self::Removed]
-            .into_iter()
-            .find(|change| change.as_str() == text)
-            .ok_or(WatchlistChangeError)
-    }
-}
-
-/// The text names no change of a watchlist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is added or removed")]
-pub struct WatchlistChangeError;
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -1,5 +1,6 @@
 //! A session's way from the log to its client: what is recalled, what comes next, what was missed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,6 +140,7 @@ impl Session {
         let (page, share) = self.read(after, &self.filter, limit).await?;
         let large = large_bytes(&page, share.as_ref());
         self.tell_missed(page.removed_to).await?;
+        let mut first_attempts = self.first_attempts(after, page.read_to).await?;
         let hold = Outbox::page(turn, share);
         let mut damaged = page.damaged.iter().peekable();
         for event in page.events.iter().filter(|event| event.address.includes_client(&self.client)) {
@@ -155,7 +157,8 @@ impl Session {
                 wanted
             };
             if wanted {
-                self.send_event(event, &hold).await?;
+                let first_attempts = first_attempts.remove(&event.sequence).unwrap_or_default();
+                self.send_event(event, first_attempts, &hold).await?;
             }
         }
         for damage in damaged {
@@ -175,6 +178,23 @@ impl Session {
             is_missed
         };
         if is_missed { self.say_damaged(*first, *last, reason).await } else { Ok(()) }
+    }
+
+    /// Since when the client tries the events of a page. As a rule it has tried none, and nothing is read.
+    async fn first_attempts(
+        &self,
+        after: Sequence,
+        read_to: Sequence,
+    ) -> Result<HashMap<Sequence, Vec<v1::FirstAttempt>>, End> {
+        let mut by_sequence: HashMap<_, Vec<_>> = HashMap::new();
+        let last = read_to.min(self.last_tried);
+        if after < last {
+            let first_attempts = self.store.first_attempts(&self.client, after.next()..=last).await;
+            for one in first_attempts.map_err(|error| End::Failed(status(&error)))? {
+                by_sequence.entry(one.sequence).or_default().push((&one).into());
+            }
+        }
+        Ok(by_sequence)
     }
 
     /// Sends a deferred event again, or says that it is gone. A client may have named any: one that is not for it is as
@@ -209,7 +229,8 @@ impl Session {
             flow.sent(sequence, event.webhook.size());
             self.standing.follow(&flow);
         }
-        self.send_event(event, &Outbox::page(turn, share)).await?;
+        // This client was sent the event before, with its first attempts.
+        self.send_event(event, Vec::new(), &Outbox::page(turn, share)).await?;
         Ok(large)
     }
 
@@ -282,9 +303,15 @@ impl Session {
         Ok(self.send(Response::Missed(missed)).await?)
     }
 
-    async fn send_event(&self, event: &Arc<Event>, page: &Arc<super::outbox::Page>) -> Result<(), End> {
+    async fn send_event(
+        &self,
+        event: &Arc<Event>,
+        first_attempts: Vec<v1::FirstAttempt>,
+        page: &Arc<super::outbox::Page>,
+    ) -> Result<(), End> {
         debug!(event.sequence = event.sequence.get(), delivery.id = %event.webhook.facts.delivery_id, "sent");
         let mut on_wire = v1::Event::from(&**event);
+        on_wire.first_attempts = first_attempts;
         on_wire.hops.push((&Hop::at(self.store.id(), &self.server_name, event)).into());
         self.outbox.event(wire(Response::Event(on_wire)), page).await?;
         self.standing.sent();

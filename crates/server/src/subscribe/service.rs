@@ -104,6 +104,7 @@ impl Subscriptions {
         // What the client deferred are other events here, unless its log is this one.
         let is_known = subscription.seen.as_ref().is_none_or(|seen| common == Some(seen.sequence));
         let deferred = if is_known { subscription.deferred } else { Vec::new() };
+        let last_tried = self.last_tried(&client).await.map_err(|error| status(&error))?;
         let window = self.window(subscription.max_events, subscription.max_bytes);
         let (outbox, outgoing) = outbox();
         let session = Session {
@@ -112,6 +113,7 @@ impl Subscriptions {
             filter: subscription.filter,
             store: Arc::clone(&self.store),
             cursor: progress.cursor.get().into(),
+            last_tried,
             window,
             flow: Flow::new(progress, window, deferred).into(),
             common: common.filter(|_| !is_known),
@@ -198,6 +200,12 @@ impl Subscriptions {
         );
         self.store.seek(client, back).await?;
         Ok(Progress { cursor: back, ahead: Default::default() })
+    }
+
+    /// The last event that the client has tried in vain; zero if there is none.
+    async fn last_tried(&self, client: &ClientId) -> Result<Sequence, StoreError> {
+        let first_attempts = self.store.first_attempts(client, Sequence::ZERO..=head(&*self.store)).await?;
+        Ok(first_attempts.last().map_or(Sequence::ZERO, |last| last.sequence))
     }
 
     /// The smaller of what the client asks for and what the server allows.

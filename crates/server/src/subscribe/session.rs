@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) flow: Mutex<Flow>,
     /// The cursor as it is stored. The client forgets what is before it, so it is told nothing that is not durable.
     pub(super) cursor: AtomicU64,
+    /// The last event that the client had tried in vain before this stream; zero if there is none.
+    pub(super) last_tried: Sequence,
     /// Rung when the client made room in the window, or wants something again.
     pub(super) changed: Notify,
     pub(super) outbox: Outbox,

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use futures_util::StreamExt;
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::Acknowledgement;
-use gitstafette_proto::convert::{MAX_DEFERRED, WireError, sequences};
+use gitstafette_proto::convert::{MAX_DEFERRED, WireError, from_first_attempts, sequences};
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
-use gitstafette_proto::v1::{Acknowledgements, Receipt, SubscribeRequest};
+use gitstafette_proto::v1::{Acknowledgements, FirstAttempts, Receipt, SubscribeRequest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
 use tonic::codegen::BoxStream;
@@ -56,6 +56,7 @@ impl Session {
                     }
                     Err(error) => Err(malformed(&error)),
                 },
+                Request::FirstAttempts(message) => self.take_first_attempts(message).await,
                 Request::Deferral(message) => self.defer(&sequences(&message.sequences)),
                 Request::Recall(message) => {
                     self.recall(&sequences(&message.sequences));
@@ -84,6 +85,21 @@ impl Session {
         let share = u32::try_from(outcomes.min(OUTCOMES)).unwrap_or(u32::MAX);
         let room = Arc::clone(room).acquire_many_owned(share).await.ok();
         Batch { acknowledgements, sequences, _room: room }
+    }
+
+    /// Stores since when the client tries events. Only of those that it may still acknowledge.
+    async fn take_first_attempts(&self, message: FirstAttempts) -> Result<(), Status> {
+        let mut first_attempts = from_first_attempts(message).map_err(|error| malformed(&error))?;
+        let head = head(&*self.store);
+        {
+            let flow = self.flow();
+            first_attempts.retain(|one| flow.is_awaited(one.sequence, head));
+        }
+        if first_attempts.is_empty() {
+            return Ok(());
+        }
+        let recorded = self.store.record_first_attempts(&self.client, first_attempts).await;
+        recorded.map_err(|error| status(&error))
     }
 
     fn defer(&self, sequences: &[Sequence]) -> Result<(), Status> {

@@ -8,8 +8,8 @@ use gitstafette_core::event::{self, ClientId, Sequence, Timestamp, Webhook};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::{RepositoryId, RepositoryPattern};
 use gitstafette_core::store::{
-    Acknowledgement, Appended, EventStore, History, Listed, Listing, MemoryStore, Options, Owner, Page,
-    ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, EventStore, FirstAttempt, History, Listed, Listing, MemoryStore, Options,
+    Owner, Page, ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use gitstafette_core::subscription::Progress;
 use gitstafette_core::testing::Format;
@@ -123,6 +123,22 @@ impl EventStore for Gated {
         cursor: Sequence,
     ) -> Result<(), StoreError> {
         self.inner.acknowledge(client, acknowledgements, cursor).await
+    }
+
+    async fn record_first_attempts(
+        &self,
+        client: &ClientId,
+        first_attempts: Vec<FirstAttempt>,
+    ) -> Result<(), StoreError> {
+        self.inner.record_first_attempts(client, first_attempts).await
+    }
+
+    async fn first_attempts(
+        &self,
+        client: &ClientId,
+        sequences: std::ops::RangeInclusive<Sequence>,
+    ) -> Result<Vec<FirstAttempt>, StoreError> {
+        self.inner.first_attempts(client, sequences).await
     }
 
     async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {

@@ -279,6 +279,47 @@ async fn reported(server: &TestServer, sequence: u64) {
     soon(stored).await;
 }
 
+/// The client is restarted twice before its time to give up is over, and the server once.
+#[tokio::test]
+async fn the_time_to_give_up_goes_on_over_restarts() {
+    const GIVE_UP_AFTER: Duration = Duration::from_secs(4);
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = TestServer::start_in(folder.path(), "").await;
+    let target = TestTarget::answering(|_| StatusCode::SERVICE_UNAVAILABLE.into_response()).await;
+    send(&Sender::new(&server), 1, 1).await;
+    let first = gitstafette_core::event::Sequence::new(1);
+    let id = "test".parse().unwrap();
+    let impatient = |server: &TestServer| {
+        let mut options = options(server.addresses.grpc, target.target());
+        options.routes[0].policy.give_up_after = GIVE_UP_AFTER;
+        options
+    };
+    for restarts_server in [true, false] {
+        let client = TestClient::start(impatient(&server));
+        let failed = async {
+            while server.store.first_attempts(&id, first..=first).await.unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await; // a store says nothing of this
+            }
+        };
+        soon(failed).await;
+        tokio::time::sleep(GIVE_UP_AFTER / 4).await;
+        client.kill();
+        if restarts_server {
+            server.stop().await;
+            server = TestServer::start_in(folder.path(), "").await;
+        }
+    }
+    let client = TestClient::start(impatient(&server));
+    all_acknowledged(&*server.store).await;
+    let outcome = server.store.reports(first).await.unwrap().remove(0).outcome;
+    assert_eq!((outcome.result, outcome.code), (OutcomeResult::Failed, Some(503)));
+    // At most half of the time was left to the last client.
+    assert!(outcome.duration < GIVE_UP_AFTER * 3 / 4, "{:?}", outcome.duration);
+    assert!(server.store.first_attempts(&id, first..=first).await.unwrap().is_empty());
+    client.stop().await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn what_the_clients_own_check_refuses_is_a_dead_letter_and_not_sent() {
     let server = TestServer::start("").await;

@@ -14,7 +14,7 @@ async fn another_store_loses_only_what_was_left_to_the_first() {
     assert!(absent > 10 && here > 0, "{absent} and {here}");
     assert!(!deliveries.belong_to(&log("b"), Sequence::ZERO, None));
     assert_eq!(deliveries.state.borrow().missed, absent as u64);
-    deliveries.accept(&event(1, "octo/hello"));
+    deliveries.accept(&event(1, "octo/hello"), &[]);
     deliveries.during(tokio::time::sleep(Duration::from_secs(100))).await;
     shop.unblock();
     assert_eq!(acknowledged(&mut deliveries).await.sequence, 1);
@@ -31,7 +31,7 @@ async fn a_store_that_was_set_back_gets_no_acknowledgement_of_other_events() {
     store.sequence = Sequence::new(9);
     assert!(deliveries.belong_to(&store, Sequence::ZERO, None));
     for number in 1..=4 {
-        deliveries.accept(&event(number, "octo/hello"));
+        deliveries.accept(&event(number, "octo/hello"), &[]);
     }
     deliveries.during(tokio::time::sleep(Duration::from_secs(100))).await;
     assert_eq!(shop.taken("octo/hello"), [1, 2, 3, 4]);
@@ -46,7 +46,7 @@ async fn a_store_that_was_set_back_gets_no_acknowledgement_of_other_events() {
     assert_eq!(sequences, [1, 2], "these are the same events");
     assert!(!deliveries.has_news(), "the others are not");
     for number in [3, 4] {
-        assert!(deliveries.accept(&event(number, "octo/hello")), "a new event under a known sequence");
+        assert!(deliveries.accept(&event(number, "octo/hello"), &[]), "a new event under a known sequence");
         assert_eq!(acknowledged(&mut deliveries).await.sequence, number);
     }
     assert_eq!(shop.taken("octo/hello"), [1, 2, 3, 4, 3, 4]);

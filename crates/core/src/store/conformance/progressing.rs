@@ -1,8 +1,11 @@
-//! Cursors, acknowledgements, outcomes.
+//! Cursors, acknowledgements, outcomes, first attempts.
 
-use super::{acknowledgement, client, fill, outcome, report};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::{acknowledgement, client, fill, outcome, report, until_holds};
 use crate::event::Sequence;
-use crate::store::{Acknowledgement, EventStore};
+use crate::store::{Acknowledgement, EventStore, FirstAttempt, MAX_FIRST_ATTEMPTS};
 use crate::subscription::Progress;
 use crate::target::OutcomeResult;
 
@@ -131,4 +134,87 @@ pub(super) async fn passes_over_events_without_acknowledging(store: &impl EventS
     for passed in [all[0], all[1], all[3]] {
         assert_eq!(store.reports(passed).await.expect("the reports"), [], "nothing is said of {passed}");
     }
+}
+
+const ALL_EVENTS: RangeInclusive<Sequence> = Sequence::ZERO..=Sequence::new(u64::MAX >> 1);
+
+/// What is recorded of a client's first attempts, without their ages.
+async fn tried(store: &impl EventStore, name: &str) -> Vec<(Sequence, String)> {
+    let first_attempts = store.first_attempts(&client(name), ALL_EVENTS).await.expect("the first attempts");
+    first_attempts.into_iter().map(|one| (one.sequence, one.target)).collect()
+}
+
+async fn record(store: &impl EventStore, name: &str, attempts: &[(Sequence, &str)], age: Duration) {
+    let of = |(sequence, target): &(Sequence, &str)| FirstAttempt {
+        sequence: *sequence,
+        target: (*target).to_owned(),
+        age,
+    };
+    let attempts = attempts.iter().map(of).collect();
+    store.record_first_attempts(&client(name), attempts).await.expect("the record");
+}
+
+pub(super) async fn keeps_first_attempts_until_the_event_is_done(store: &impl EventStore) {
+    let all = fill(store, 0..5).await;
+    for name in ["a", "b"] {
+        acknowledge(store, name, &[], Sequence::ZERO).await;
+    }
+    let attempts: Vec<_> = all.iter().flat_map(|sequence| [(*sequence, "x"), (*sequence, "y")]).collect();
+    record(store, "a", &attempts, Duration::ZERO).await;
+    record(store, "b", &attempts[..1], Duration::ZERO).await;
+    let owned = |attempts: &[(Sequence, &str)]| -> Vec<_> {
+        attempts.iter().map(|(sequence, target)| (*sequence, (*target).to_owned())).collect()
+    };
+    assert_eq!(tried(store, "a").await, owned(&attempts));
+    acknowledge(store, "a", &[all[2]], all[0]).await;
+    let left: Vec<_> = attempts.iter().filter(|(sequence, _)| ![all[0], all[2]].contains(sequence)).collect();
+    assert_eq!(tried(store, "a").await, owned(&left.into_iter().copied().collect::<Vec<_>>()));
+    assert_eq!(tried(store, "b").await, owned(&attempts[..1]), "each client has its own");
+    let some = store.first_attempts(&client("a"), all[2]..=all[3]).await.expect("the first attempts");
+    assert_eq!(some.iter().map(|one| one.sequence).collect::<Vec<_>>(), [all[3], all[3]]);
+    store.seek(&client("a"), Sequence::ZERO).await.expect("the seek");
+    assert_eq!(tried(store, "a").await, []);
+    record(store, "b", &attempts[..1], Duration::ZERO).await;
+    assert!(store.remove_client(&client("b")).await.expect("the removal"));
+    assert_eq!(tried(store, "b").await, []);
+    record(store, "a", &[(Sequence::new(1_000_000), "x")], Duration::ZERO).await;
+    assert_eq!(tried(store, "a").await, [], "there is no such event");
+    record(store, "c", &attempts, Duration::ZERO).await;
+    assert_eq!(tried(store, "c").await, [], "the client has no cursor");
+}
+
+pub(super) async fn the_earliest_first_attempt_counts(store: &impl EventStore) {
+    const PAUSE: Duration = Duration::from_millis(30);
+    let all = fill(store, 0..1).await;
+    acknowledge(store, "a", &[], Sequence::ZERO).await;
+    let age =
+        async || store.first_attempts(&client("a"), ALL_EVENTS).await.expect("the first attempts")[0].age;
+    // Nothing was tried before it was accepted, whatever a client says.
+    record(store, "a", &[(all[0], "x")], Duration::MAX).await;
+    assert!(age().await < Duration::from_secs(3600), "{:?}", age().await);
+    tokio::time::sleep(PAUSE).await;
+    record(store, "a", &[(all[0], "x")], Duration::ZERO).await;
+    // Stores count in milliseconds.
+    assert!(age().await >= PAUSE - Duration::from_millis(2), "{:?}", age().await);
+}
+
+pub(super) async fn first_attempts_are_bounded(store: &impl EventStore) {
+    let all = fill(store, 0..1).await;
+    acknowledge(store, "a", &[], Sequence::ZERO).await;
+    let names: Vec<_> = (0..MAX_FIRST_ATTEMPTS + 10).map(|number| format!("{number:05}")).collect();
+    let attempts: Vec<_> = names.iter().map(|name| (all[0], name.as_str())).collect();
+    record(store, "a", &attempts, Duration::ZERO).await;
+    record(store, "a", &attempts[MAX_FIRST_ATTEMPTS..], Duration::ZERO).await;
+    assert_eq!(tried(store, "a").await.len(), MAX_FIRST_ATTEMPTS);
+}
+
+/// For a store that keeps one event.
+pub(super) async fn forgets_first_attempts_of_removed_events(store: &impl EventStore) {
+    acknowledge(store, "a", &[], Sequence::ZERO).await;
+    let first = fill(store, 0..1).await[0];
+    record(store, "a", &[(first, "x")], Duration::ZERO).await;
+    assert_eq!(tried(store, "a").await.len(), 1);
+    fill(store, 1..3).await;
+    until_holds(store, 1).await;
+    assert_eq!(tried(store, "a").await, []);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::{ahead, codec};
+use super::{ahead, attempts, codec};
 use crate::event::{ClientId, Timestamp};
 use crate::store::{Owner, Registration};
 
@@ -57,6 +57,7 @@ pub(super) fn remove(transaction: &Transaction<'_>, client: &ClientId) -> rusqli
     for statement in ["DELETE FROM clients WHERE client = ?1", "DELETE FROM cursors WHERE client = ?1"] {
         rows += transaction.prepare_cached(statement)?.execute([client.as_str()])?;
     }
+    attempts::clear(transaction, client)?;
     ahead::clear(transaction, client)?;
     Ok(rows > 0)
 }

@@ -22,7 +22,7 @@ use crate::event::Timestamp;
 const JUMP: i64 = 60_000;
 
 /// The store's clock: see the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Clock {
     started: Instant,
     base: i64,

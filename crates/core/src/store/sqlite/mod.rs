@@ -44,6 +44,7 @@
 //! [`damage`].
 
 mod ahead;
+mod attempts;
 mod catalog;
 mod clients;
 mod clock;
@@ -64,6 +65,7 @@ mod writer;
 mod tests;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -73,6 +75,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::watch;
 
+use self::clock::Clock;
 use self::damage::KnownDamage;
 use self::queue::{Answer, Queue, Task};
 use self::reader::Readers;
@@ -80,8 +83,8 @@ use self::statements::Failure;
 use self::writer::Writer;
 use super::tail::{Bounds, Tail};
 use super::{
-    Acknowledgement, Appended, DamagedEvents, EventStore, History, Listed, Listing, OpenError, Options,
-    Owner, Page, ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
+    Acknowledgement, Appended, DamagedEvents, EventStore, FirstAttempt, History, Listed, Listing, OpenError,
+    Options, Owner, Page, ReadLimit, Registration, Report, Statistics, StoreError, StoreId, WatchlistChange,
 };
 use crate::event::{Address, ClientId, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
@@ -104,6 +107,8 @@ pub struct SqliteStore {
     closed: AtomicBool,
     /// Held by a redelivery while it looks for its event.
     redelivering: tokio::sync::Mutex<()>,
+    /// Reads the writer's clock.
+    clock: Clock,
 }
 
 /// What the writer publishes and everybody sees.
@@ -211,6 +216,7 @@ impl SqliteStore {
         let (queue, requests) = queue::queue();
         let writer = Writer::new(connection, options, Arc::clone(&shared), head_sender, requests)
             .map_err(|error| schema::refusal(&database, &error))?;
+        let clock = writer.clock.clone();
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || {
@@ -233,6 +239,7 @@ impl SqliteStore {
             ended,
             closed: AtomicBool::new(false),
             redelivering: tokio::sync::Mutex::default(),
+            clock,
         })
     }
 
@@ -314,6 +321,25 @@ impl EventStore for SqliteStore {
     ) -> Result<(), StoreError> {
         let client = client.clone();
         self.write(|answer| Task::Acknowledge { client, acknowledgements, cursor, answer }).await
+    }
+
+    async fn record_first_attempts(
+        &self,
+        client: &ClientId,
+        first_attempts: Vec<FirstAttempt>,
+    ) -> Result<(), StoreError> {
+        let client = client.clone();
+        self.write(|answer| Task::RecordFirstAttempts { client, first_attempts, answer }).await
+    }
+
+    async fn first_attempts(
+        &self,
+        client: &ClientId,
+        sequences: RangeInclusive<Sequence>,
+    ) -> Result<Vec<FirstAttempt>, StoreError> {
+        self.check_open()?;
+        let (client, now) = (client.clone(), self.clock.now());
+        self.readers.run(move |connection| attempts::load(connection, &client, &sequences, now)).await
     }
 
     async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {

@@ -16,7 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use crate::event::{Address, ClientId, Sequence, Webhook};
 use crate::repository::RepositoryPattern;
-use crate::store::{Acknowledgement, Appended, Owner, Registration, StoreError, WatchlistChange};
+use crate::store::{
+    Acknowledgement, Appended, FirstAttempt, Owner, Registration, StoreError, WatchlistChange,
+};
 
 /// How many bytes of webhooks may be queued or in the group that is written; a larger one takes the whole room.
 const APPEND_BYTES: u32 = 8 << 20;
@@ -58,6 +60,15 @@ pub(super) enum Task {
         acknowledgements: Vec<Acknowledgement>,
         /// The new cursor.
         cursor: Sequence,
+        /// Where the result goes.
+        answer: Answer<()>,
+    },
+    /// [`EventStore::record_first_attempts`](crate::store::EventStore::record_first_attempts).
+    RecordFirstAttempts {
+        /// Whose attempts.
+        client: ClientId,
+        /// Which.
+        first_attempts: Vec<FirstAttempt>,
         /// Where the result goes.
         answer: Answer<()>,
     },
@@ -133,6 +144,9 @@ impl Task {
                 let outcomes = acknowledgements.iter().flat_map(|ack| &ack.outcomes);
                 outcomes.map(|outcome| (128 + outcome.target.len() + outcome.detail.len()) as u64).sum()
             }
+            Self::RecordFirstAttempts { first_attempts, .. } => {
+                first_attempts.iter().map(|one| (64 + one.target.len()) as u64).sum()
+            }
             _ => 0,
         }
     }
@@ -147,6 +161,7 @@ impl Task {
             Self::RemoveClient { answer, .. } => drop(answer.send(Err(error))),
             Self::ForgetClients { answer, .. } => drop(answer.send(Err(error))),
             Self::Acknowledge { answer, .. }
+            | Self::RecordFirstAttempts { answer, .. }
             | Self::Seek { answer, .. }
             | Self::ChangeWatchlist { answer, .. }
             | Self::StoreRelayState { answer, .. } => drop(answer.send(Err(error))),

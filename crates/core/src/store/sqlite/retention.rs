@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::writer::{self, Writer};
-use super::{ahead, codec, counts, schema, statements, times};
+use super::{ahead, attempts, codec, counts, schema, statements, times};
 use crate::event::{Sequence, Timestamp};
 use crate::repository::RepositoryId;
 
@@ -190,6 +190,7 @@ impl Writer {
         }
         ahead::remove_through_for_all(&transaction, last)?;
         times::remove_through(&transaction, last)?;
+        attempts::remove_through_for_all(&transaction, last)?;
         let oldest = oldest(&transaction)?;
         position.first = oldest.map_or(Sequence::ZERO, |(sequence, _)| sequence);
         position.removed += held.events.saturating_sub(position.events);

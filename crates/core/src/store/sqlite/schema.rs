@@ -53,6 +53,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `runs` has the runs of the store, oldest first: see [`History`]. The first stands for all events that were stored before
 ///   there were runs, so all copies of the store share it.
 /// - `relays` has what each relay stored about its peer.
+/// - `first_attempts` has the first failed attempts of events that are not acknowledged: see `attempts`.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE events (
@@ -203,6 +204,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
     CREATE TABLE relays (
         relay TEXT PRIMARY KEY,
         state TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE first_attempts (
+        client   TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        target   TEXT NOT NULL,
+        at       INTEGER NOT NULL,
+        PRIMARY KEY (client, sequence, target)
     ) STRICT, WITHOUT ROWID;
 ",
 ];

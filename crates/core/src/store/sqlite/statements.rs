@@ -2,7 +2,7 @@
 
 use rusqlite::{MAIN_DB, OptionalExtension, Transaction, params};
 
-use super::{ahead, codec, counts, reader, times};
+use super::{ahead, attempts, codec, counts, reader, times};
 use crate::event::{Address, ClientId, Event, Facts, Sequence, Timestamp, Webhook};
 use crate::hop::Hops;
 use crate::repository::RepositoryPattern;
@@ -207,6 +207,7 @@ pub(super) fn acknowledge(
         .query_row(params![name, codec::signed(cursor.get())], |row| codec::sequence(row, 0))?;
     ahead::remove_through(transaction, client, cursor)?;
     ahead::insert(transaction, client, beyond(acknowledgements, cursor))?;
+    attempts::forget(transaction, client, acknowledgements, cursor)?;
     // Takes nothing if retention has removed the event.
     let mut insert = transaction.prepare_cached(
         "INSERT OR REPLACE INTO outcomes (sequence, client, target, result, code, attempts, duration_ns, at, detail) \
@@ -239,6 +240,7 @@ pub(super) fn seek(
     transaction
         .prepare_cached("INSERT OR REPLACE INTO cursors (client, cursor) VALUES (?1, ?2)")?
         .execute(params![client.as_str(), codec::signed(cursor.get())])?;
+    attempts::clear(transaction, client)?;
     ahead::clear(transaction, client)
 }
 

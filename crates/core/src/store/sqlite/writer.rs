@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
 use super::Shared;
+use super::attempts;
 use super::clients;
 use super::clock::Clock;
 use super::outage::Outage;
@@ -182,6 +183,10 @@ impl Writer {
                     statements::acknowledge(&transaction, client, acknowledgements, *cursor)?;
                     Done::Nothing
                 }
+                Task::RecordFirstAttempts { client, first_attempts, .. } => {
+                    attempts::record(&transaction, client, first_attempts, batch.now)?;
+                    Done::Nothing
+                }
                 Task::Seek { client, cursor, .. } => {
                     statements::seek(&transaction, client, *cursor)?;
                     Done::Nothing
@@ -255,6 +260,7 @@ impl Writer {
                     }
                     (
                         Task::Acknowledge { answer, .. }
+                        | Task::RecordFirstAttempts { answer, .. }
                         | Task::Seek { answer, .. }
                         | Task::ChangeWatchlist { answer, .. }
                         | Task::StoreRelayState { answer, .. },
