@@ -43,6 +43,7 @@ mod service;
 mod subscribe;
 mod tls;
 mod watchlist;
+mod whole_number;
 
 pub use app::{Addresses, Listeners, PlainWebhooks, RunError, Server, ServerOptions, ServerTls};
 pub use auth::ClientAuth;

@@ -32,6 +32,7 @@ use super::{Admin, Form, Redeliveries, RemoveError, Shown, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
 use crate::watchlist::ChangeError;
+use crate::whole_number;
 
 /// The entries on a page, and the events of one redelivery, unless the caller says otherwise.
 const LISTED: u32 = 100;
@@ -147,8 +148,11 @@ struct Asked {
     fate: Option<String>,
     client: Option<String>,
     target: Option<String>,
+    #[serde(deserialize_with = "whole_number::optional")]
     first: Option<u64>,
+    #[serde(deserialize_with = "whole_number::optional")]
     last: Option<u64>,
+    #[serde(deserialize_with = "whole_number::optional")]
     limit: Option<u32>,
     order: Option<String>,
 }
@@ -225,9 +229,9 @@ async fn dead_letters(
 
 async fn show(
     State(operators): State<Operators>,
-    Checked(Path(sequence)): Checked<Path<u64>>,
+    Checked(Path(text)): Checked<Path<String>>,
 ) -> Result<Response, Problem> {
-    let sequence = Sequence::new(sequence);
+    let sequence = sequence(&text)?;
     let shown = operators.admin.show(sequence, Form::Embedded).await?;
     let Shown { event, reports, share } =
         shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
@@ -239,9 +243,9 @@ async fn show(
 /// The body as it was sent. It is not shown as what it says that it is: a browser must not run it.
 async fn show_body(
     State(operators): State<Operators>,
-    Checked(Path(sequence)): Checked<Path<u64>>,
+    Checked(Path(text)): Checked<Path<String>>,
 ) -> Result<Response, Problem> {
-    let sequence = Sequence::new(sequence);
+    let sequence = sequence(&text)?;
     let shown = operators.admin.show(sequence, Form::Alone).await?;
     let Shown { event, share, .. } =
         shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
@@ -285,6 +289,7 @@ async fn follow(
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Redelivery {
     /// One event.
+    #[serde(deserialize_with = "whole_number::optional")]
     sequence: Option<u64>,
     /// Several.
     events: Asked,
@@ -415,8 +420,14 @@ fn list_of<T: std::str::FromStr<Err: ToString>>(name: &str, text: &str) -> Resul
     parts.map(|part| part.parse().map_err(|error: T::Err| bad_request(name, error))).collect()
 }
 
+fn sequence(text: &str) -> Result<Sequence, Problem> {
+    let sequence = text.parse().map(Sequence::new);
+    sequence.map_err(|_| bad_request("sequence", format!("{text:?} is not a whole number, or is too large")))
+}
+
 fn time(text: &str) -> Result<Timestamp, Problem> {
-    humantime::parse_rfc3339_weak(text).map(Into::into).map_err(|error| bad_request("since", error))
+    let time = humantime::parse_rfc3339_weak(text).map(Into::into);
+    time.map_err(|_| bad_request("since", format!("{text:?} is not a time such as 2026-01-31T12:00:00Z")))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

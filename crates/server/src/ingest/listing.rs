@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Ingest;
 use super::problem::Problem;
+use crate::whole_number;
 
 /// What one listing holds at most.
 const LIMIT: ReadLimit = ReadLimit { events: 100, bytes: 4 << 20 };
@@ -67,8 +68,8 @@ struct ListedHeader {
 #[derive(Debug, Deserialize)]
 struct Paging {
     /// After this sequence.
-    #[serde(default)]
-    after: u64,
+    #[serde(default, deserialize_with = "whole_number::optional")]
+    after: Option<u64>,
 }
 
 /// What events are asked for.
@@ -166,7 +167,7 @@ impl FromRequestParts<Arc<Ingest>> for Asked {
         let repository: RepositoryPattern =
             segments.join("/").parse().map_err(bad_request::<RepositoryError>)?;
         let filter = Filter { repositories: vec![repository], events: vec![] };
-        Ok(Self { filter, after: Sequence::new(paging.after) })
+        Ok(Self { filter, after: Sequence::new(paging.after.unwrap_or_default()) })
     }
 }
 

@@ -102,7 +102,17 @@ async fn lists_by_page_and_filter_and_shows_one() {
     let headers = shown["headers"].as_array().unwrap();
     assert!(headers.contains(&json!(["x-github-delivery", "delivery-5"])), "{headers:?}");
     assert_eq!(operator.refused("/v1/events/6").await, StatusCode::NOT_FOUND);
-    assert_eq!(operator.refused("/v1/events/six").await, StatusCode::BAD_REQUEST);
+    for (path, expected) in [
+        ("/v1/events/six", "sequence: \"six\" is not a whole number, or is too large"),
+        ("/v1/events/six/body", "sequence: \"six\" is not a whole number, or is too large"),
+        ("/v1/events?limit=99999999999", "\"99999999999\" is not a whole number, or is too large"),
+        ("/v1/events?first=x", "\"x\" is not a whole number, or is too large"),
+        ("/v1/events?since=noon", "since: \"noon\" is not a time such as 2026-01-31T12:00:00Z"),
+    ] {
+        let (status, problem) = operator.call(http::Method::GET, path, None).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(problem["detail"].as_str().unwrap().ends_with(expected), "{path}: {problem}");
+    }
 }
 
 #[tokio::test]
