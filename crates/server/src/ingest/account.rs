@@ -20,7 +20,7 @@ use super::inflight::{InflightBudget, Reservation};
 use super::pace::Pace;
 
 /// How long a message may take to arrive once its memory is reserved. Servers relay over slower lines than forges.
-pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The memory of the message that one call is receiving or storing. Clones share it. It is given back when the message
 /// is settled, at the latest with the last clone.
@@ -72,7 +72,8 @@ impl Account {
 pub(crate) struct Counted<B> {
     body: B,
     account: Account,
-    timeout: Duration,
+    /// The time whose rate a message must keep while others wait.
+    pace: Duration,
     /// Received, and not yet passed on.
     rest: Bytes,
     step: Step,
@@ -91,10 +92,11 @@ enum Step {
 }
 
 impl<B> Counted<B> {
-    /// `body`, whose messages use the account. Between two messages it may rest.
-    pub(crate) fn new(body: B, account: Account) -> Self {
+    /// `body`, whose messages use the account. While others wait for memory, a message must arrive at the rate that
+    /// completes it within `pace`. Between two messages the body may rest.
+    pub(crate) fn new(body: B, account: Account, pace: Duration) -> Self {
         let step = Step::Prefix([0; PREFIX_BYTES], 0);
-        Self { body, account, timeout: MESSAGE_TIMEOUT, rest: Bytes::new(), step }
+        Self { body, account, pace, rest: Bytes::new(), step }
     }
 
     /// Adds received bytes to the prefix of the next message, and reserves the memory of the message once the prefix is
@@ -130,7 +132,7 @@ impl<B> Counted<B> {
         } else if length == 0 {
             Step::Prefix([0; PREFIX_BYTES], 0)
         } else {
-            let pace = Pace::new(length, self.timeout);
+            let pace = Pace::new(length, self.pace);
             let check = Box::pin(tokio::time::sleep(pace.interval()));
             Step::Message { length, received: 0, pace, check }
         };
@@ -155,8 +157,8 @@ impl<B> Counted<B> {
     fn poll_slow(&mut self, context: &mut Context<'_>) -> Poll<Status> {
         let Step::Message { received, pace, check, .. } = &mut self.step else { return Poll::Pending };
         loop {
-            if pace.is_over() {
-                let seconds = self.timeout.as_secs();
+            if pace.elapsed() >= MESSAGE_TIMEOUT {
+                let seconds = MESSAGE_TIMEOUT.as_secs();
                 return Poll::Ready(Status::deadline_exceeded(format!(
                     "the message did not arrive within {seconds} s"
                 )));
@@ -250,7 +252,7 @@ mod tests {
         let frames: Vec<_> =
             bytes.chunks(frame).map(|part| Ok(Frame::data(Bytes::copy_from_slice(part)))).collect();
         let frames: Frames = Box::pin(stream::iter(frames).chain(stream::pending()));
-        Counted::new(StreamBody::new(frames), account.clone())
+        Counted::new(StreamBody::new(frames), account.clone(), LIMITS.request_timeout)
     }
 
     /// What comes until nothing more comes.
@@ -349,7 +351,7 @@ mod tests {
         let mut waiting = Box::pin(budget.reserve(13 * MIB, None));
         assert!((&mut waiting).now_or_never().is_none());
         assert_eq!(code(body.frame().await), Code::DeadlineExceeded);
-        assert!(begun.elapsed() < MESSAGE_TIMEOUT / 4);
+        assert!(begun.elapsed() < LIMITS.request_timeout / 4);
         drop((body, slow));
         waiting.await.unwrap();
     }

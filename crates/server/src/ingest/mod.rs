@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::relay::{Connected, Relays};
 use crate::watchlist::LiveWatchlist;
 
-pub(crate) use account::{Account, Counted};
+pub(crate) use account::{Account, Counted, MESSAGE_TIMEOUT};
 pub(crate) use body::BodyReader;
 pub(crate) use carrier::CarrierCodec;
 pub(crate) use inflight::MAX_WAITING_PER_CONNECTION;
