@@ -45,7 +45,10 @@ impl Console {
         let mut line = String::new();
         for char in serde_json::to_string(value)?.chars() {
             if is_steering(char) {
-                line.push_str(&format!("\\u{:04x}", u32::from(char)));
+                // A character beyond U+FFFF takes two escapes (RFC 8259 §7).
+                for unit in char.encode_utf16(&mut [0; 2]) {
+                    line.push_str(&format!("\\u{unit:04x}"));
+                }
             } else {
                 line.push(char);
             }

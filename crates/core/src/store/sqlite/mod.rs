@@ -22,10 +22,10 @@
 //!
 //! The writer takes whatever waits, at most [`writer::GROUP_REQUESTS`], so a group is as large as the disk is slow.
 //! Waiting for a group to fill would gain nothing. Requests see each other in the transaction, which makes a repeat
-//! within a group an ordinary repeat. A request that fails by itself must not fail the others: the group is rolled
-//! back and its requests are tried again one by one, so nothing is paid for that while all goes well. A full or
-//! broken disk fails the group; the writer tries again with the next one, or by itself when none comes, and needs no
-//! restart: see [`outage`].
+//! within a group an ordinary repeat. A request that fails by itself must not fail the others: it has a savepoint, and is
+//! undone alone. After an unreadable page SQLite writes nothing more in a transaction: then the group begins anew without
+//! that request. A full or broken disk fails the group; the writer tries again with the next one, or by itself when
+//! none comes, and needs no restart: see [`outage`].
 //!
 //! # Layout
 //!
@@ -369,7 +369,7 @@ impl EventStore for SqliteStore {
             self.readers.run(move |connection| reader::size(connection, sequence)).await?
         };
         let Some(size) = size else { return Ok(None) };
-        self.write(|answer| Task::Redeliver { sequence, address, size, answer }).await
+        self.write(|answer| Task::Redeliver { sequence, address, size, event: None, answer }).await
     }
 
     async fn counts(&self, from: RepositoryId, limit: usize) -> Result<Vec<(RepositoryId, u64)>, StoreError> {

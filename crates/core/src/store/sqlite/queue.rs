@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
-use crate::event::{Address, ClientId, Sequence, Webhook};
+use crate::event::{Address, ClientId, Event, Sequence, Webhook};
 use crate::repository::RepositoryPattern;
 use crate::store::{
     Acknowledgement, Appended, FirstAttempt, Owner, Registration, StoreError, WatchlistChange,
@@ -29,8 +29,33 @@ const PROGRESS_REQUESTS: usize = 1024;
 /// How many appends may wait for room. Above that the disk is not keeping up and the sender must hear of it.
 pub(super) const WAITING_APPENDS: usize = 4096;
 
-/// Where one request's result goes.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+/// Where one request's result goes. The result is held back until it is durable.
+pub(super) struct Answer<T> {
+    sender: oneshot::Sender<Result<T, StoreError>>,
+    held: Option<T>,
+}
+
+impl<T> Answer<T> {
+    fn new(sender: oneshot::Sender<Result<T, StoreError>>) -> Self {
+        Self { sender, held: None }
+    }
+
+    /// Keeps the result, in place of an earlier one.
+    pub(super) fn hold(&mut self, result: T) {
+        self.held = Some(result);
+    }
+
+    /// Sends the result.
+    pub(super) fn send(self) {
+        // Whoever asked may have gone; what they asked for is done all the same.
+        drop(self.sender.send(self.held.ok_or(StoreError::Closed)));
+    }
+
+    /// Sends that it was not done.
+    fn fail(self, error: StoreError) {
+        drop(self.sender.send(Err(error)));
+    }
+}
 
 /// What the writer can be asked to do.
 pub(super) enum Task {
@@ -49,6 +74,8 @@ pub(super) enum Task {
         address: Address,
         /// Bytes of its headers and body, which the writer takes into memory.
         size: u64,
+        /// The new event, when it is appended.
+        event: Option<Arc<Event>>,
         /// Where the result goes.
         answer: Answer<Option<Sequence>>,
     },
@@ -151,22 +178,51 @@ impl Task {
         }
     }
 
-    /// Tells whoever asked that it was not done.
-    pub(super) fn fail(self, error: StoreError) {
-        // Whoever asked may have gone; then nobody wants to know.
+    /// Ends a task whose result is durable: the event that it has appended, and what tells whoever asked.
+    pub(super) fn finish(self) -> (Option<Arc<Event>>, Box<dyn FnOnce()>) {
+        fn tell<T: 'static>(answer: Answer<T>) -> Box<dyn FnOnce()> {
+            Box::new(move || answer.send())
+        }
         match self {
-            Self::Append { answer, .. } => drop(answer.send(Err(error))),
-            Self::Redeliver { answer, .. } => drop(answer.send(Err(error))),
-            Self::RegisterClient { answer, .. } => drop(answer.send(Err(error))),
-            Self::RemoveClient { answer, .. } => drop(answer.send(Err(error))),
-            Self::ForgetClients { answer, .. } => drop(answer.send(Err(error))),
+            Self::Append { webhook, answer } => {
+                let event = match answer.held {
+                    Some(Appended::Stored { sequence, redelivery }) => {
+                        let address = Address::default();
+                        Some(Arc::new(Event { sequence, redelivery, address, webhook: *webhook }))
+                    }
+                    _ => None,
+                };
+                (event, tell(answer))
+            }
+            Self::Redeliver { event, answer, .. } => (event, tell(answer)),
+            Self::RegisterClient { answer, .. } => (None, tell(answer)),
+            Self::RemoveClient { answer, .. } => (None, tell(answer)),
+            Self::ForgetClients { answer, .. } => (None, tell(answer)),
             Self::Acknowledge { answer, .. }
             | Self::RecordFirstAttempts { answer, .. }
             | Self::Seek { answer, .. }
             | Self::ChangeWatchlist { answer, .. }
-            | Self::StoreRelayState { answer, .. } => drop(answer.send(Err(error))),
+            | Self::StoreRelayState { answer, .. } => (None, tell(answer)),
             #[cfg(test)]
-            Self::Inspect { answer, .. } => drop(answer.send(Err(error))),
+            Self::Inspect { answer, .. } => (None, tell(answer)),
+        }
+    }
+
+    /// Tells whoever asked that it was not done.
+    pub(super) fn fail(self, error: StoreError) {
+        match self {
+            Self::Append { answer, .. } => answer.fail(error),
+            Self::Redeliver { answer, .. } => answer.fail(error),
+            Self::RegisterClient { answer, .. } => answer.fail(error),
+            Self::RemoveClient { answer, .. } => answer.fail(error),
+            Self::ForgetClients { answer, .. } => answer.fail(error),
+            Self::Acknowledge { answer, .. }
+            | Self::RecordFirstAttempts { answer, .. }
+            | Self::Seek { answer, .. }
+            | Self::ChangeWatchlist { answer, .. }
+            | Self::StoreRelayState { answer, .. } => answer.fail(error),
+            #[cfg(test)]
+            Self::Inspect { answer, .. } => answer.fail(error),
         }
     }
 }
@@ -224,8 +280,8 @@ impl Queue {
         &self,
         task: impl FnOnce(Answer<T>) -> Task,
     ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError> {
-        let (answer, result) = oneshot::channel();
-        let task = task(answer);
+        let (sender, result) = oneshot::channel();
+        let task = task(Answer::new(sender));
         let bytes = task.weight();
         let appends = matches!(task, Task::Append { .. } | Task::Redeliver { .. });
         let room = if appends { self.room_to_append(bytes).await? } else { self.room_for_progress().await? };

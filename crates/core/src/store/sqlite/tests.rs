@@ -2,6 +2,7 @@
 
 mod ahead;
 mod damage;
+mod failing;
 mod full;
 mod grouping;
 mod large;

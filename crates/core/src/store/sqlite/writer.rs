@@ -13,12 +13,12 @@ use super::attempts;
 use super::clients;
 use super::clock::Clock;
 use super::outage::Outage;
-use super::queue::{Answer, Request, Task};
+use super::queue::{Request, Task};
 use super::retention::{self, Upkeep};
 use super::schema;
 use super::statements::{self, Batch, Failure};
-use crate::event::{Address, ClientId, Event, Sequence};
-use crate::store::{Appended, Options, Registration, Statistics, StoreError};
+use crate::event::Sequence;
+use crate::store::{Options, Redelivery, Statistics, StoreError};
 
 /// How many requests go into one transaction: more would not make a sync cheaper, only the first wait longer.
 pub(super) const GROUP_REQUESTS: usize = 256;
@@ -41,15 +41,15 @@ pub(super) struct Writer {
     begins_run: bool,
 }
 
-/// What one request did, known when its group is committed.
-enum Done {
-    Appended(Appended),
-    /// The new event, if the one to redeliver is there.
-    Redelivered(Option<Arc<Event>>),
-    Registered(Registration),
-    Removed(bool),
-    Forgotten(Vec<ClientId>),
-    Nothing,
+/// A request that failed by itself, and why.
+type FailedRequest = (Request, Failure);
+
+/// What was committed.
+struct Committed {
+    /// What the store then holds.
+    position: Statistics,
+    /// Whether anything was written. A group without a change says nothing about the disk.
+    has_changes: bool,
 }
 
 impl Writer {
@@ -137,95 +137,91 @@ impl Writer {
     fn write(&mut self, group: Vec<Request>) {
         #[cfg(test)]
         let group = self.inspect(group);
-        let changes = self.connection.total_changes();
-        match self.transact(&group) {
-            Ok((position, done)) => {
-                // A group without a change writes nothing: it says nothing about the disk.
-                if self.connection.total_changes() > changes {
+        let (mut group, mut failed) = (group, Vec::new());
+        match self.transact(&mut group, &mut failed) {
+            Ok(Committed { position, has_changes }) => {
+                if has_changes {
                     self.succeeded();
                 }
                 let writable = self.position.writable;
-                self.publish(Statistics { writable, ..position }, group, done);
+                let is_alone = group.is_empty();
+                self.publish(Statistics { writable, ..position }, group);
+                self.fail_alone(failed, is_alone);
             }
-            Err(failure) if group.len() > 1 && !fails_everybody(&failure) => {
-                for request in group {
-                    self.write(vec![request]);
-                }
-            }
-            Err(failure) => {
-                let error = self.shared.refusal(failure);
-                // What cannot be read says nothing of what can be written.
-                if !matches!(error, StoreError::DamagedEvent { .. }) {
-                    self.failed(&error, group.iter().map(|request| request.weight.bytes()).sum());
-                }
-                for request in group {
-                    request.task.fail(error.clone());
-                }
+            Err(error) => {
+                let error = self.shared.failure(error);
+                self.failed(&error, group.iter().map(|request| request.weight.bytes()).sum());
+                group.into_iter().for_each(|request| request.task.fail(error.clone()));
+                self.fail_alone(failed, false);
             }
         }
     }
 
-    /// Does all requests in one transaction, or none. Returns what the store then holds.
-    fn transact(&mut self, group: &[Request]) -> Result<(Statistics, Vec<Done>), Failure> {
+    /// Does the requests in one transaction, or none. Those that fail by themselves are undone and taken out. An error is one
+    /// of the disk or the connection, which each request alone would meet, too.
+    fn transact(
+        &mut self,
+        group: &mut Vec<Request>,
+        failed: &mut Vec<FailedRequest>,
+    ) -> rusqlite::Result<Committed> {
         self.upkeep.ensure_synced(&self.connection)?;
-        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        let mut batch = Batch { transaction: &transaction, position: self.position, now: self.clock.now() };
-        let mut done = Vec::with_capacity(group.len());
-        for request in group {
-            done.push(match &request.task {
-                Task::Append { webhook, .. } => {
-                    Done::Appended(batch.append(webhook, self.options.redelivery)?)
+        'transaction: loop {
+            let changes = self.connection.total_changes();
+            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+            let mut batch =
+                Batch { transaction: &transaction, position: self.position, now: self.clock.now() };
+            let mut next = 0;
+            while let Some(request) = group.get_mut(next) {
+                let position = batch.position;
+                transaction.prepare_cached("SAVEPOINT request")?.execute(())?;
+                match perform(&mut request.task, &mut batch, self.options.redelivery) {
+                    Ok(()) => next += 1,
+                    Err(Failure::Database(error)) if fails_everybody(&error) => return Err(error),
+                    Err(failure) => {
+                        failed.push((group.remove(next), failure));
+                        batch.position = position;
+                        // SQLite refuses every write after an unreadable page. So this one shows whether it goes on.
+                        let undo = "ROLLBACK TO request; UPDATE position SET head = head;";
+                        if transaction.execute_batch(undo).is_err() {
+                            continue 'transaction;
+                        }
+                    }
                 }
-                Task::Redeliver { sequence, address, .. } => {
-                    Done::Redelivered(batch.redeliver(*sequence, address)?.map(Arc::new))
-                }
-                Task::Acknowledge { client, acknowledgements, cursor, .. } => {
-                    statements::acknowledge(&transaction, client, acknowledgements, *cursor)?;
-                    Done::Nothing
-                }
-                Task::RecordFirstAttempts { client, first_attempts, .. } => {
-                    attempts::record(&transaction, client, first_attempts, batch.now)?;
-                    Done::Nothing
-                }
-                Task::Seek { client, cursor, .. } => {
-                    statements::seek(&transaction, client, *cursor)?;
-                    Done::Nothing
-                }
-                Task::RegisterClient { client, owner, .. } => {
-                    Done::Registered(clients::register(&transaction, client, owner, batch.now)?)
-                }
-                Task::RemoveClient { client, .. } => Done::Removed(clients::remove(&transaction, client)?),
-                Task::ForgetClients { age, connected, .. } => {
-                    Done::Forgotten(clients::forget(&transaction, *age, connected, batch.now)?)
-                }
-                Task::ChangeWatchlist { pattern, change, .. } => {
-                    statements::change_watchlist(&transaction, pattern, *change)?;
-                    Done::Nothing
-                }
-                Task::StoreRelayState { relay, state, .. } => {
-                    statements::store_relay_state(&transaction, relay, state)?;
-                    Done::Nothing
-                }
-                #[cfg(test)]
-                Task::Inspect { .. } => Done::Nothing,
-            });
+                transaction.prepare_cached("RELEASE request")?.execute(())?;
+            }
+            if group.is_empty() {
+                return Ok(Committed { position: self.position, has_changes: false });
+            }
+            let position = batch.position;
+            if position != self.position {
+                statements::store_position(&transaction, &position)?;
+            }
+            let begins = self.begins_run && position.head > self.position.head;
+            if begins && let Some(run) = self.shared.history.current() {
+                statements::begin_run(&transaction, run)?;
+            }
+            transaction.commit()?;
+            self.begins_run &= !begins;
+            let has_changes = self.connection.total_changes() > changes;
+            return Ok(Committed { position, has_changes });
         }
-        let position = batch.position;
-        if position != self.position {
-            statements::store_position(&transaction, &position)?;
+    }
+
+    /// Answers requests that failed by themselves. If there were no others, nothing shows that the store can write.
+    fn fail_alone(&mut self, failed: Vec<FailedRequest>, is_alone: bool) {
+        for (Request { task, weight }, failure) in failed {
+            let error = self.shared.refusal(failure);
+            // What cannot be read says nothing of what can be written.
+            if is_alone && !matches!(error, StoreError::DamagedEvent { .. }) {
+                self.failed(&error, weight.bytes());
+            }
+            task.fail(error);
         }
-        let begins = self.begins_run && position.head > self.position.head;
-        if begins && let Some(run) = self.shared.history.current() {
-            statements::begin_run(&transaction, run)?;
-        }
-        transaction.commit()?;
-        self.begins_run &= !begins;
-        Ok((position, done))
     }
 
     /// Shows what was committed and answers who asked: the tail first, then the head, then the answers, so that
     /// nobody hears of an event that cannot be read.
-    fn publish(&mut self, position: Statistics, group: Vec<Request>, done: Vec<Done>) {
+    fn publish(&mut self, position: Statistics, group: Vec<Request>) {
         let appended = position.head > self.position.head;
         if self.position.events == 0 && position.events > 0 {
             self.upkeep.begins_with(self.clock.now());
@@ -235,47 +231,17 @@ impl Writer {
         let mut answers = Vec::with_capacity(group.len());
         {
             let mut tail = self.shared.tail.write().unwrap_or_else(PoisonError::into_inner);
-            for (Request { task, weight }, done) in group.into_iter().zip(done) {
-                let reply = match (task, done) {
-                    (Task::Append { webhook, answer }, Done::Appended(appended)) => {
-                        if let Appended::Stored { sequence, redelivery } = appended {
-                            let address = Address::default();
-                            tail.push(Arc::new(Event { sequence, redelivery, address, webhook: *webhook }));
-                        }
-                        Reply::Appended(answer, appended)
-                    }
-                    (Task::Redeliver { answer, .. }, Done::Redelivered(event)) => {
-                        let sequence = event.as_ref().map(|event| event.sequence);
-                        event.into_iter().for_each(|event| tail.push(event));
-                        Reply::Redelivered(answer, sequence)
-                    }
-                    (Task::RegisterClient { answer, .. }, Done::Registered(registration)) => {
-                        Reply::Registered(answer, registration)
-                    }
-                    (Task::RemoveClient { answer, .. }, Done::Removed(removed)) => {
-                        Reply::Removed(answer, removed)
-                    }
-                    (Task::ForgetClients { answer, .. }, Done::Forgotten(clients)) => {
-                        Reply::Forgotten(answer, clients)
-                    }
-                    (
-                        Task::Acknowledge { answer, .. }
-                        | Task::RecordFirstAttempts { answer, .. }
-                        | Task::Seek { answer, .. }
-                        | Task::ChangeWatchlist { answer, .. }
-                        | Task::StoreRelayState { answer, .. },
-                        _,
-                    ) => Reply::Nothing(answer),
-                    _ => continue,
-                };
-                answers.push((reply, weight));
+            for Request { task, weight } in group {
+                let (event, answer) = task.finish();
+                event.into_iter().for_each(|event| tail.push(event));
+                answers.push((answer, weight));
             }
         }
         if appended {
             self.head.send_replace(position.head);
         }
-        for (reply, _weight) in answers {
-            reply.give();
+        for (answer, _weight) in answers {
+            answer();
         }
     }
 
@@ -296,9 +262,10 @@ impl Writer {
         let mut rest = Vec::new();
         for request in group {
             match request.task {
-                Task::Inspect { run, answer } => {
+                Task::Inspect { run, mut answer } => {
                     run(&self.connection);
-                    drop(answer.send(Ok(())));
+                    answer.hold(());
+                    answer.send();
                 }
                 _ => rest.push(request),
             }
@@ -307,33 +274,50 @@ impl Writer {
     }
 }
 
-/// An answer that is known and not yet given.
-enum Reply {
-    Appended(Answer<Appended>, Appended),
-    Redelivered(Answer<Option<Sequence>>, Option<Sequence>),
-    Registered(Answer<Registration>, Registration),
-    Removed(Answer<bool>, bool),
-    Forgotten(Answer<Vec<ClientId>>, Vec<ClientId>),
-    Nothing(Answer<()>),
-}
-
-impl Reply {
-    /// Tells whoever asked. They may have gone; what they asked for is done all the same.
-    fn give(self) {
-        match self {
-            Self::Appended(answer, appended) => drop(answer.send(Ok(appended))),
-            Self::Redelivered(answer, sequence) => drop(answer.send(Ok(sequence))),
-            Self::Registered(answer, registration) => drop(answer.send(Ok(registration))),
-            Self::Removed(answer, removed) => drop(answer.send(Ok(removed))),
-            Self::Forgotten(answer, clients) => drop(answer.send(Ok(clients))),
-            Self::Nothing(answer) => drop(answer.send(Ok(()))),
+/// Does one task and holds its result.
+fn perform(task: &mut Task, batch: &mut Batch<'_>, redelivery: Redelivery) -> Result<(), Failure> {
+    let transaction = batch.transaction;
+    match task {
+        Task::Append { webhook, answer } => answer.hold(batch.append(webhook, redelivery)?),
+        Task::Redeliver { sequence, address, event, answer, .. } => {
+            *event = batch.redeliver(*sequence, address)?.map(Arc::new);
+            answer.hold(event.as_ref().map(|event| event.sequence));
         }
+        Task::Acknowledge { client, acknowledgements, cursor, answer } => {
+            statements::acknowledge(transaction, client, acknowledgements, *cursor)?;
+            answer.hold(());
+        }
+        Task::RecordFirstAttempts { client, first_attempts, answer } => {
+            attempts::record(transaction, client, first_attempts, batch.now)?;
+            answer.hold(());
+        }
+        Task::Seek { client, cursor, answer } => {
+            statements::seek(transaction, client, *cursor)?;
+            answer.hold(());
+        }
+        Task::RegisterClient { client, owner, answer } => {
+            answer.hold(clients::register(transaction, client, owner, batch.now)?);
+        }
+        Task::RemoveClient { client, answer } => answer.hold(clients::remove(transaction, client)?),
+        Task::ForgetClients { age, connected, answer } => {
+            answer.hold(clients::forget(transaction, *age, connected, batch.now)?);
+        }
+        Task::ChangeWatchlist { pattern, change, answer } => {
+            statements::change_watchlist(transaction, pattern, *change)?;
+            answer.hold(());
+        }
+        Task::StoreRelayState { relay, state, answer } => {
+            statements::store_relay_state(transaction, relay, state)?;
+            answer.hold(());
+        }
+        #[cfg(test)]
+        Task::Inspect { .. } => {}
     }
+    Ok(())
 }
 
 /// Whether an error comes from the disk or the connection, so that each request alone would meet it too.
-fn fails_everybody(failure: &Failure) -> bool {
-    let Failure::Database(error) = failure else { return false };
+fn fails_everybody(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(

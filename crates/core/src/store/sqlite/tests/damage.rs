@@ -55,7 +55,7 @@ fn errors_about(database: &Path) -> Vec<String> {
 }
 
 /// A closed store with that many events, and its file.
-async fn closed_with(events: u64) -> (TempDir, PathBuf) {
+pub(super) async fn closed_with(events: u64) -> (TempDir, PathBuf) {
     let folder = TempDir::new().unwrap();
     let store = open(&folder);
     fill(&store, 0..events).await;
@@ -65,7 +65,7 @@ async fn closed_with(events: u64) -> (TempDir, PathBuf) {
 }
 
 /// Overwrites the page that holds the middle of a table's leaves, and says how many there are.
-fn damage_middle(folder: &TempDir, database: &Path, table: &str) -> usize {
+pub(super) fn damage_middle(folder: &TempDir, database: &Path, table: &str) -> usize {
     let pages: Vec<u64> = {
         let connection = shell(folder);
         let leaves = "SELECT pageno FROM dbstat WHERE name = ?1 AND pagetype = 'leaf' ORDER BY path";
@@ -77,13 +77,13 @@ fn damage_middle(folder: &TempDir, database: &Path, table: &str) -> usize {
     pages.len()
 }
 
-fn overwrite(database: &Path, page: u64) {
+pub(super) fn overwrite(database: &Path, page: u64) {
     let mut file = std::fs::OpenOptions::new().write(true).open(database).unwrap();
     file.seek(SeekFrom::Start((page - 1) * 8192)).unwrap();
     file.write_all(&[0xff; 8192]).unwrap();
 }
 
-fn root_page(folder: &TempDir, table: &str) -> u64 {
+pub(super) fn root_page(folder: &TempDir, table: &str) -> u64 {
     let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
     shell(folder).query_row(root, [table], |row| row.get::<_, i64>(0)).unwrap().unsigned_abs()
 }
