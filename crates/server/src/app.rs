@@ -35,6 +35,7 @@ use crate::open_files::ConnectionLimits;
 use crate::publish::{self, Publications};
 use crate::relay::{Intake, RelayOptions, Relaying, Relays};
 use crate::service::Service;
+use crate::streaming;
 use crate::subscribe::{Registry, StreamOptions, Subscriptions, Traffic};
 use crate::watchlist::LiveWatchlist;
 
@@ -447,7 +448,7 @@ impl Shared {
         H::Response: axum::response::IntoResponse,
         H::Future: Send + 'static,
     {
-        let service = Service {
+        let service = Arc::new(Service {
             subscriptions: Arc::clone(&self.subscriptions),
             compat: Compat {
                 subscriptions: Arc::clone(&self.subscriptions),
@@ -455,9 +456,10 @@ impl Shared {
             },
             admin: Arc::clone(&self.admin),
             auth: options.clients.clone(),
-        };
+        });
         let publications = Publications { intake: Arc::clone(&self.intake), ingest: Arc::clone(&ingest) };
-        let service = GitstafetteServer::new(service)
+        let streams = streaming::router(Arc::clone(&service));
+        let service = GitstafetteServer::from_arc(service)
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let info = InfoServer::new(self.info(options, at));
@@ -472,6 +474,7 @@ impl Shared {
             .add_service(reflection)
             .into_axum_router()
             .merge(publish::router(publications))
+            .merge(streams)
             .merge(compat::push_router(ingest));
         method_guard(options).protect(router)
     }

@@ -9,7 +9,7 @@ use tonic::Status;
 
 mod methods;
 
-pub(crate) use methods::{MethodGuard, PUBLISH, PUSH, unknown_method};
+pub(crate) use methods::{FETCH, MethodGuard, PUBLISH, PUSH, SUBSCRIBE, unknown_method};
 
 /// Who is at the other end of a connection. Put into every request's extensions by the listener.
 #[derive(Clone, Debug)]

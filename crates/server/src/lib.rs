@@ -40,6 +40,7 @@ mod open_files;
 mod publish;
 mod relay;
 mod service;
+mod streaming;
 mod subscribe;
 mod tls;
 mod watchlist;

@@ -13,6 +13,10 @@ use tracing::warn;
 use super::{AuthError, ClientAuth, Peer, Publisher};
 use crate::REFUSALS;
 
+/// The path of the method `Subscribe`.
+pub(crate) const SUBSCRIBE: &str = "/gitstafette.v1.Gitstafette/Subscribe";
+/// The path of the method `FetchWebhookEvents`.
+pub(crate) const FETCH: &str = "/gitstafette.v1.Gitstafette/FetchWebhookEvents";
 /// The path of the method `Publish`.
 pub(crate) const PUBLISH: &str = "/gitstafette.v1.Gitstafette/Publish";
 /// The path of the method `WebhookEventPush`.
@@ -39,10 +43,10 @@ const METHODS: [(&str, Required); 21] = [
     ("/grpc.health.v1.Health/Watch", Required::Nothing),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Required::Client),
     ("/info.Info/GetInfo", Required::Client),
-    ("/gitstafette.v1.Gitstafette/FetchWebhookEvents", Required::Client),
+    (FETCH, Required::Client),
     ("/gitstafette.v1.Gitstafette/WebhookEventStatus", Required::Client),
     ("/gitstafette.v1.Gitstafette/WebhookEventStatuses", Required::Client),
-    ("/gitstafette.v1.Gitstafette/Subscribe", Required::Client),
+    (SUBSCRIBE, Required::Client),
     (PUSH, Required::PublisherOrSignature),
     (PUBLISH, Required::Publisher),
     ("/gitstafette.v1.Gitstafette/ListEvents", Required::Operator),

@@ -67,7 +67,14 @@ struct Raw {
 }
 
 async fn subscribe(program: &Program, client_id: String) -> Raw {
-    let channel = Channel::from_shared(format!("http://{}", program.grpc)).unwrap().connect().await.unwrap();
+    subscribe_with_window(program, client_id, 64 << 10).await
+}
+
+/// The same with HTTP/2 windows of so many bytes.
+async fn subscribe_with_window(program: &Program, client_id: String, window: u32) -> Raw {
+    let endpoint = Channel::from_shared(format!("http://{}", program.grpc)).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(window).initial_connection_window_size(window);
+    let channel = endpoint.connect().await.unwrap();
     let (requests, receiver) = mpsc::channel(1);
     let subscription = Subscription { client_id, ..Subscription::default() };
     requests.send(SubscribeRequest { request: Some(Wire::Subscription(subscription)) }).await.unwrap();
@@ -162,4 +169,26 @@ async fn a_flood_waits_for_memory_and_leaves_none_behind() {
         println!("idle: {} KiB, afterwards: {} KiB", idle >> 10, after >> 10);
         assert!(after < idle + (16 << 20), "{} KiB, {} KiB", idle >> 10, after >> 10);
     }
+}
+#[tokio::test]
+async fn subscribers_that_do_not_read_take_no_more_than_the_outgoing_limit() {
+    const EVENT: usize = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), &[EVENT; 40]).await;
+    let more = ["--outgoing-limit", "16MiB", "--heartbeat-interval", "1s"];
+    let mut program = Program::start(folder.path(), &more).await;
+    program.ignore_log();
+    let Some(before) = resident(&program, "VmHWM") else {
+        return println!("SKIPPED: no memory of a process here");
+    };
+    let mut asleep = Vec::new();
+    for number in 0..50 {
+        // Their windows take one event and a half: what is behind that waits in the server.
+        asleep.push(subscribe_with_window(&program, format!("asleep-{number}"), 3 * EVENT as u32 / 2).await);
+    }
+    // One that reads gets its turn when those that do not read are cut off.
+    subscribe(&program, "awake".into()).await.read_to(40).await;
+    println!("{} KiB before", before >> 10);
+    // The limit, a copy of an event for each processor and reader, and what fifty connections take.
+    is_bounded(&program, before + (16 << 20) + (20 << 20));
 }
