@@ -1,6 +1,6 @@
 //! Between the wire's messages and the core's types. Wire to core can fail: the peer may send anything.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use gitstafette_core::event::{
     Address, ClientId, Event, EventType, Facts, Sequence, Source, Timestamp, Webhook,
@@ -21,11 +21,15 @@ mod go;
 mod operator;
 mod relay;
 mod seen;
+mod time;
 
 pub use first_attempts::{first_attempts, from_first_attempts};
 pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, from_go_headers};
 pub use relay::{RelayDirection, RelayState};
 pub use seen::{Seen, history, runs};
+pub use time::{duration, from_duration, timestamp};
+
+use time::{from_timestamp, readable_time};
 
 pub use operator::{
     Attached, MAX_LISTED, MAX_REDELIVERED, MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState,
@@ -409,45 +413,6 @@ impl TryFrom<v1::Outcome> for Outcome {
             detail: cut(wire.detail),
         })
     }
-}
-
-/// A span of time on the wire.
-pub fn duration(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),
-    }
-}
-
-/// A span of time from the wire.
-///
-/// # Errors
-/// It is negative.
-pub fn from_duration(field: &'static str, wire: prost_types::Duration) -> Result<Duration, WireError> {
-    Duration::try_from(wire).map_err(|_| WireError::new(field, "a negative duration"))
-}
-
-/// A point in time on the wire.
-pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
-    let millis = time.as_millis();
-    prost_types::Timestamp {
-        seconds: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
-        nanos: i32::try_from(millis % 1000 * 1_000_000).unwrap_or_default(),
-    }
-}
-
-fn from_timestamp(field: &'static str, wire: prost_types::Timestamp) -> Result<Timestamp, WireError> {
-    let out_of_range = || WireError::new(field, "a time before 1970 or out of range");
-    let seconds = u64::try_from(wire.seconds).map_err(|_| out_of_range())?;
-    let nanos =
-        u64::try_from(wire.nanos).ok().filter(|nanos| *nanos < 1_000_000_000).ok_or_else(out_of_range)?;
-    let millis = seconds.checked_mul(1000).and_then(|millis| millis.checked_add(nanos / 1_000_000));
-    millis.map(Timestamp::from_millis).ok_or_else(out_of_range)
-}
-
-/// A time that was sent and is one.
-fn readable_time(wire: Option<prost_types::Timestamp>) -> Option<Timestamp> {
-    from_timestamp("time", wire?).ok()
 }
 
 /// Text that will be shown as it is, if it can be.

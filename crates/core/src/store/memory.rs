@@ -1,10 +1,11 @@
 //! The store without a disk, for tests, embedding and platforms that keep nothing.
 //!
 //! It is a log without bounds of its own ([`Tail`]) under one lock, with maps beside it. No call waits: every
-//! operation is a few map accesses, and no call holds the lock while it looks at more than [`SCAN_LIMIT`] events. Retention happens at each call, before it looks: nothing
-//! needs a thread or a timer, and between calls count and bytes are within their bounds all the same, because only
-//! an append could break them. Age is measured with the monotonic clock.
+//! operation is a few map accesses, and no call holds the lock while it looks at more than [`SCAN_LIMIT`] events.
+//! Retention happens at each call, before it looks: nothing needs a thread or a timer, and between calls count and bytes are
+//! within their bounds all the same, because only an append could break them. Age is measured with the monotonic clock.
 
+mod clients;
 mod first_attempts;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use self::clients::Registered;
 use self::first_attempts::FirstAttempts;
 use super::listing::Sieve;
 use super::tail::{Bounds, Look, SCAN_LIMIT, Tail};
@@ -73,13 +75,6 @@ enum Found {
     More(Sequence),
     /// Nothing in the whole log, which ends here.
     Nothing(Sequence),
-}
-
-/// A client id that was registered.
-#[derive(Debug)]
-struct Registered {
-    owner: String,
-    seen: Instant,
 }
 
 type Identity = (Source, Option<HookId>, DeliveryId);
@@ -247,43 +242,6 @@ impl State {
             Some(event) => Found::More(event.sequence),
             None => Found::Nothing(self.log.head()),
         }
-    }
-
-    fn register(&mut self, client: &ClientId, owner: &Owner) -> Registration {
-        let seen = Instant::now();
-        if let Some(known) = self.registered.get_mut(client) {
-            known.seen = seen;
-            return Registration::Registered;
-        }
-        let ids = self.registered.values().filter(|known| known.owner == owner.label).count();
-        if ids >= owner.max_ids {
-            return Registration::LimitReached;
-        }
-        self.registered.insert(client.clone(), Registered { owner: owner.label.clone(), seen });
-        Registration::Registered
-    }
-
-    fn remove_client(&mut self, client: &ClientId) -> bool {
-        let was_registered = self.registered.remove(client).is_some();
-        self.first_attempts.clear(client);
-        self.clients.remove(client).is_some() || was_registered
-    }
-
-    fn forget_clients(&mut self, age: Duration, connected: &[ClientId]) -> Vec<ClientId> {
-        let now = Instant::now();
-        for client in connected {
-            if let Some(known) = self.registered.get_mut(client) {
-                known.seen = now;
-            }
-        }
-        let is_expired = |known: &Registered| now.saturating_duration_since(known.seen) >= age;
-        let expired =
-            self.registered.iter().filter(|(client, known)| is_expired(known) && !connected.contains(client));
-        let expired: Vec<_> = expired.map(|(client, _)| client.clone()).collect();
-        for client in &expired {
-            self.remove_client(client);
-        }
-        expired
     }
 
     /// Tells who waits that the log has grown.

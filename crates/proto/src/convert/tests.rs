@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use gitstafette_core::store::{History, Run, RunId};
 use gitstafette_core::testing;
 use proptest::prelude::*;
