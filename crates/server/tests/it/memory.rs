@@ -1,6 +1,7 @@
 //! What the server's process takes, measured from outside: bounded by its settings, not by who subscribes or what comes.
 
 use std::path::Path;
+use std::time::Duration;
 
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::{EventStore, Options, SqliteStore};
@@ -165,10 +166,18 @@ async fn a_flood_waits_for_memory_and_leaves_none_behind() {
     }
     is_bounded(&program, MOST);
     client.stop().await;
-    if let (Some(idle), Some(after)) = (idle, resident(&program, "VmRSS")) {
-        println!("idle: {} KiB, afterwards: {} KiB", idle >> 10, after >> 10);
-        assert!(after < idle + (16 << 20), "{} KiB, {} KiB", idle >> 10, after >> 10);
-    }
+    let Some(idle) = idle else { return };
+    let returned = async {
+        loop {
+            let after = resident(&program, "VmRSS").unwrap();
+            if after < idle + (16 << 20) {
+                return after;
+            }
+            // The last events leave the stream a little after the client; from outside there is nothing to wait on.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    println!("idle: {} KiB, afterwards: {} KiB", idle >> 10, soon(returned).await >> 10);
 }
 #[tokio::test]
 async fn subscribers_that_do_not_read_take_no_more_than_the_outgoing_limit() {
