@@ -217,6 +217,8 @@ async fn what_a_blocked_lane_cannot_hold_is_deferred_named_on_reconnect_and_reca
                 subscriptions += 1;
                 named = subscription.deferred;
             }
+            // The attempt of the first event has failed.
+            Wire::FirstAttempts(_) => {}
             other => panic!("{other:?}"),
         }
     }
