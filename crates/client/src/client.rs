@@ -27,7 +27,7 @@ pub(crate) const RECONNECT: Backoff =
 const REFUSED: Backoff = Backoff { first: Duration::from_secs(30), most: Duration::from_secs(30) };
 
 /// A stream that stood so long was a good one, even if nothing happened on it.
-const STEADY: Duration = Duration::from_secs(30);
+pub(crate) const STEADY: Duration = Duration::from_secs(30);
 /// After a stream window that was shorter than this and brought nothing, the client waits before the next stream: a server
 /// with a tiny window must not be asked without a pause.
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
@@ -107,13 +107,14 @@ impl Client {
     /// it moves back.
     #[must_use]
     pub fn knowing(mut self, seen: Option<Seen>) -> Self {
+        self.subscription.resume_at_seen = seen.is_some();
         self.subscription.seen = seen;
         self
     }
 
     /// Runs until `stop` is cancelled: reconnects after every break, resumes at the cursor, never gives up. Then the
     /// tries under way are finished and acknowledged.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let window = Window::of(&self.subscription);
         let seen = self.subscription.seen.clone();
         let mut deliveries = Deliveries::new(self.destinations.clone(), window, self.state.clone(), seen);
@@ -125,6 +126,8 @@ impl Client {
             self.state.send_if_modified(|state| std::mem::take(&mut state.subscribed));
             if course.started.is_some() {
                 start = Start::Cursor;
+                // From here on what the client has seen is in memory, and only its own process can lose it.
+                self.subscription.resume_at_seen = false;
             }
             failures = if course.was_good(&end) { 1 } else { failures + 1 };
             self.note(&end);

@@ -158,6 +158,7 @@ impl Config {
                 max_bytes: Some(max_bytes),
                 deferred: Vec::new(),
                 seen: None,
+                resume_at_seen: false,
             },
             routes: vec![Route { policy, ..Route::new(target) }],
             stream_window,

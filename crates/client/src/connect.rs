@@ -354,13 +354,22 @@ pub(crate) fn authority(host: &str, port: u16) -> String {
 
 /// Waits this long before the next try to connect. If the port cannot be reached, it looks every second whether it can be
 /// again, and then the wait ends. `is_away`: it could not be reached just now.
-pub(crate) async fn wait_for_return(host: &str, port: u16, wait: Duration, mut is_away: bool) {
+pub(crate) async fn wait_for_return(host: &str, port: u16, wait: Duration, is_away: bool) {
+    wait_while_away(|| is_reachable(host, port), wait, is_away).await;
+}
+
+/// The same for anything that can be looked at.
+async fn wait_while_away<F: Future<Output = bool>>(
+    is_reachable: impl Fn() -> F,
+    wait: Duration,
+    mut is_away: bool,
+) {
     let returned = async {
         let mut pause = FIRST_PROBE;
         loop {
             sleep(pause).await;
             let was_away = is_away;
-            is_away = !is_reachable(host, port).await;
+            is_away = !is_reachable().await;
             if was_away && !is_away {
                 return;
             }
@@ -386,6 +395,10 @@ pub(crate) fn is_sendable(token: &Secret) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
+    use tokio::time::Instant;
+
     use super::*;
 
     #[test]
@@ -396,23 +409,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_comes_back_ends_the_wait() {
+    async fn a_closed_port_is_away() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        assert!(is_reachable("127.0.0.1", port).await);
         drop(listener);
         let server = ServerAddress { host: "127.0.0.1".into(), port, tls: None, token: None };
         assert!(server.try_connect().await.unwrap_err().is_away);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_comes_back_ends_the_wait() {
         let week = Duration::from_secs(7 * 24 * 3600);
-        let waiting = tokio::spawn(async move { wait_for_return("127.0.0.1", port, week, false).await });
-        sleep(2 * FIRST_PROBE).await;
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        waiting.await.unwrap();
+        let (begin, away_for) = (Instant::now(), Duration::from_secs(20));
+        wait_while_away(|| ready(begin.elapsed() >= away_for), week, false).await;
+        assert!(begin.elapsed() < away_for + 2 * PROBE_INTERVAL, "{:?}", begin.elapsed());
         // A port that answers is not away: what failed is something else, and the whole wait counts.
-        let waiting = tokio::spawn(async move { wait_for_return("127.0.0.1", port, week, false).await });
-        drop(listener.accept().await.unwrap());
-        drop(listener.accept().await.unwrap());
-        assert!(!waiting.is_finished());
-        waiting.abort();
+        let begin = Instant::now();
+        wait_while_away(|| ready(true), week, false).await;
+        assert_eq!(begin.elapsed(), week);
     }
 
     #[test]

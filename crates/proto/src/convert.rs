@@ -111,6 +111,8 @@ pub struct Subscription {
     pub deferred: Vec<Sequence>,
     /// How far the subscriber knows the server's log, or a log; `None` if it has not seen any, or does not say.
     pub seen: Option<Seen>,
+    /// Whether the cursor moves back to `seen`, because the subscriber has nothing beyond it.
+    pub resume_at_seen: bool,
 }
 
 impl Subscription {
@@ -125,6 +127,7 @@ impl Subscription {
             max_bytes: None,
             deferred: Vec::new(),
             seen: None,
+            resume_at_seen: false,
         }
     }
 }
@@ -152,6 +155,7 @@ impl From<Subscription> for v1::Subscription {
             run_id: seen::run_id(&history),
             seen_sequence,
             runs: runs(&history),
+            resume_at_seen: subscription.resume_at_seen,
         }
     }
 }
@@ -182,6 +186,7 @@ impl TryFrom<v1::Subscription> for Subscription {
                 store: wire.store_id,
                 sequence: Sequence::new(sequence),
             }),
+            resume_at_seen: wire.resume_at_seen,
         })
     }
 }

@@ -189,6 +189,7 @@ impl Subscriptions {
         };
         // The subscriber has nothing beyond this: its own store was set back. It asked for nothing before its start.
         let start = if subscription.start == Start::Latest { Sequence::ZERO } else { cursor };
+        let common = common.filter(|_| subscription.resume_at_seen);
         let Some(back) = common.map(|common| common.max(start)).filter(|back| *back < progress.cursor) else {
             return Ok(progress);
         };

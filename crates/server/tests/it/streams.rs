@@ -308,6 +308,40 @@ async fn a_newer_stream_takes_over() {
 }
 
 #[tokio::test]
+async fn what_a_client_has_seen_moves_the_cursor_back_only_if_it_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::start_in(folder.path(), "").await;
+    for number in 1..=3 {
+        Sender::new(&server).push(&format!("delivery-{number}")).await;
+    }
+    let mut first = subscribe(&server, "a").await;
+    let Response::Started(started) = first.next().await.unwrap() else { panic!("no start") };
+    for sequence in 1..=3 {
+        assert_eq!(first.event().await, sequence);
+        first.send(acknowledgement(sequence)).await;
+    }
+    while soon(server.store.progress(&"a".parse().unwrap())).await.unwrap().unwrap().cursor.get() < 3 {
+        first.receipt().await;
+    }
+    // Another process of the same client, which has seen less: a stream of it was taken over.
+    let seen = Subscription {
+        store_id: started.store_id,
+        run_id: started.run_id,
+        runs: started.runs,
+        seen_sequence: Some(1),
+        ..subscription("a")
+    };
+    let behind = open(&server, Some(TOKEN), Some(Wire::Subscription(seen.clone()))).await;
+    let Response::Started(kept) = behind.unwrap().next().await.unwrap() else { panic!("no start") };
+    assert_eq!(kept.cursor, 3, "the cursor stays");
+    let resuming = Wire::Subscription(Subscription { resume_at_seen: true, ..seen });
+    let mut back = open(&server, Some(TOKEN), Some(resuming)).await.unwrap();
+    let Response::Started(moved) = back.next().await.unwrap() else { panic!("no start") };
+    assert_eq!(moved.cursor, 1);
+    assert_eq!(back.event().await, 2);
+}
+
+#[tokio::test]
 async fn the_stream_window_ends_a_stream_and_loses_nothing() {
     let server = TestServer::start("stream-window = \"100ms\"").await;
     let mut raw = subscribe(&server, "a").await;

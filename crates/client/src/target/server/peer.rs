@@ -9,12 +9,16 @@ use gitstafette_core::event::Sequence;
 use gitstafette_proto::convert::{Seen, history};
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_stream::iter;
 use tonic::{Code, Status};
 
 use super::ServerTarget;
-use crate::client::RECONNECT;
+use crate::client::{RECONNECT, STEADY};
 use crate::connect::wait_for_return;
+
+/// The wait after short connections grows this often: a receiver that was set back is noticed within some seconds.
+const SHORT_CONNECTIONS: u32 = 5;
 
 /// What is known of the receiver's log.
 #[derive(Clone, Debug, Default)]
@@ -92,9 +96,13 @@ impl ServerTarget {
         loop {
             match self.ask().await {
                 Ok(Some(mut ended)) => {
-                    failures = 0;
+                    let connected = Instant::now();
                     // An error means the same: all connections are gone.
                     drop(ended.changed().await);
+                    // A proxy may end each connection after its answer.
+                    failures =
+                        if connected.elapsed() >= STEADY { 1 } else { (failures + 1).min(SHORT_CONNECTIONS) };
+                    tokio::time::sleep(RECONNECT.delay(failures, fastrand::f64())).await;
                 }
                 // Its store is in memory, or it is older than this: it may be asleep, and is not woken.
                 Ok(None) => return std::future::pending().await,

@@ -125,7 +125,12 @@ impl KnownDamage {
             let known = range.remove();
             if known.last > sequence {
                 let first = sequence.next();
-                self.ranges.insert(first, DamagedEvents { first, ..known });
+                let rest = DamagedEvents { first, ..known };
+                // Another range may begin there and reach further.
+                let place = self.ranges.entry(first).or_insert_with(|| rest.clone());
+                if place.last < rest.last {
+                    *place = rest;
+                }
             }
         }
     }
@@ -168,6 +173,8 @@ mod tests {
         }
         assert_eq!(known(&found), [4, 5, 6, 7, 10, 11, 12, 13, 14]);
         assert_eq!(found.events(), 9);
+        found.remove_through(Sequence::new(10));
+        assert_eq!((known(&found), found.events()), (vec![11, 12, 13, 14], 4));
         found.remove_through(Sequence::new(11));
         assert_eq!((known(&found), found.events()), (vec![12, 13, 14], 3));
         found.remove_through(Sequence::new(20));
