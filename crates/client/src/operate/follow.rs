@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::{Entry, Listing};
-use gitstafette_proto::convert::from_duration;
+use gitstafette_proto::convert::{Seen, from_duration, history};
 use gitstafette_proto::v1::{FollowEventsRequest, FollowEventsResponse, ShowStatisticsRequest};
 use tonic::Status;
 use tracing::warn;
@@ -55,16 +55,10 @@ struct Follower {
     /// By repository and kind.
     listing: Listing,
     printer: EntryPrinter,
-    /// `None` until a stream stood: then the address and the token are right.
+    /// Everything up to here was looked at. `None` until a stream stood: then the address and the token are right.
     seen: Option<Seen>,
     /// In a row.
     failures: u32,
-}
-
-/// All up to a place in a store was looked at.
-struct Seen {
-    store: String,
-    sequence: Sequence,
 }
 
 impl Follower {
@@ -107,14 +101,14 @@ impl Follower {
         console: &mut Console,
     ) -> Result<(), OperateError> {
         let statistics = answered(connection.calls.show_statistics(ShowStatisticsRequest {})).await?;
-        let (store, head) = (statistics.store_id, Sequence::new(statistics.head));
+        let (history, head) = (history(&statistics.runs), Sequence::new(statistics.head));
         let after = match &self.seen {
             None => head,
-            Some(seen) if seen.store == store => seen.sequence,
-            // In another store all is new: one in memory starts anew with its server.
-            Some(_) => Sequence::ZERO,
+            // In another store all is new: one in memory starts anew with its server. In one that was set back to an older
+            // copy, everything is new beyond the last common sequence.
+            Some(seen) => seen.last_common(&statistics.store_id, &history).unwrap_or_default(),
         };
-        self.seen = Some(Seen { store, sequence: after });
+        self.seen = Some(Seen { store: statistics.store_id, history, sequence: after });
         if after < head {
             let listing = Listing { first: after.next(), last: head, ..self.listing.clone() };
             let mut pages = Pages::new(&listing, usize::MAX);

@@ -345,7 +345,7 @@ impl TryFrom<v1::SubscriptionState> for SubscriptionState {
 }
 
 impl From<&Statistics> for v1::ShowStatisticsResponse {
-    /// Without the store's id, which statistics do not have.
+    /// Without the store's id and runs, which statistics do not have.
     fn from(statistics: &Statistics) -> Self {
         Self {
             store_id: String::new(),
@@ -357,6 +357,7 @@ impl From<&Statistics> for v1::ShowStatisticsResponse {
             disk_bytes: statistics.disk_bytes,
             writable: statistics.writable,
             damaged: statistics.damaged,
+            runs: Vec::new(),
         }
     }
 }

@@ -58,6 +58,7 @@ fn subscription() -> impl Strategy<Value = Subscription> {
             max_bytes,
             deferred: sequences(&[3, 1]),
             seen: keep.then(seen_log),
+            resume_at_seen: keep,
         })
 }
 

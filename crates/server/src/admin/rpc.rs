@@ -9,7 +9,9 @@ use futures_util::{Stream, StreamExt, stream};
 use gitstafette_core::event::{IdentifierError, Sequence};
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Listing, WatchlistChange};
-use gitstafette_proto::convert::{MAX_SHOWN_BODY, RedeliveryRequest, WatchlistEntry, WireError, duration};
+use gitstafette_proto::convert::{
+    MAX_SHOWN_BODY, RedeliveryRequest, WatchlistEntry, WireError, duration, runs,
+};
 use gitstafette_proto::v1::change_watchlist_request::Change;
 use gitstafette_proto::v1::{self, Entry};
 use tonic::Status;
@@ -138,7 +140,11 @@ impl Admin {
 
     pub(crate) async fn show_statistics(&self) -> Result<v1::ShowStatisticsResponse, Status> {
         let statistics = self.statistics().await.map_err(|error| status(&error))?;
-        Ok(v1::ShowStatisticsResponse { store_id: self.store.id().to_string(), ..(&statistics).into() })
+        Ok(v1::ShowStatisticsResponse {
+            store_id: self.store.id().to_string(),
+            runs: runs(self.store.history()),
+            ..(&statistics).into()
+        })
     }
 
     pub(crate) fn list_watchlist(&self) -> v1::ListWatchlistResponse {

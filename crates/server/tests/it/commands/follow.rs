@@ -1,4 +1,6 @@
-//! `events follow` over a connection that dies without a word.
+//! `events follow` over a connection that goes silent, and at a store that is set back.
+
+use std::path::Path;
 
 use super::*;
 
@@ -42,6 +44,50 @@ async fn a_silent_connection_is_given_up_and_nothing_is_missed() {
     until_printed(&printed, "silent-2").await;
     let sequences = printed.sequences();
     assert!(sequences.is_sorted_by(|a, b| a < b), "each once and in order: {sequences:?}");
+    assert!(!following.is_finished());
+    following.abort();
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn events_of_a_store_that_was_set_back_are_shown() {
+    let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = folder.path().join("store");
+    let server = TestServer::start_in(&store, "").await;
+    let line = Line::to(&server).await;
+    let operator = Operator { server: line.address, ..Operator::of(&server) };
+    let (printed, following) = operator.start("events follow --json");
+    let (sender, mut number) = (Sender::new(&server), 0);
+    while printed.bytes().is_empty() {
+        number += 1;
+        sender.push(&format!("early-{number}")).await;
+    }
+    line.cut();
+    server.stop().await;
+    copy_files(&store, copy.path());
+
+    let server = TestServer::start_in(&store, "").await;
+    for number in 1..=5 {
+        Sender::new(&server).push(&format!("lost-{number}")).await;
+    }
+    line.lay_to(&server);
+    until_printed(&printed, "lost-5").await;
+    line.cut();
+    server.stop().await;
+    std::fs::remove_dir_all(&store).unwrap();
+    copy_files(copy.path(), &store);
+
+    let server = TestServer::start_in(&store, "").await;
+    Sender::new(&server).push("new-1").await;
+    line.lay_to(&server);
+    until_printed(&printed, "new-1").await;
     assert!(!following.is_finished());
     following.abort();
 }
