@@ -23,15 +23,14 @@ const MOST: u64 = 1 << 20;
 pub(super) struct Outage {
     /// How much the last group wrote that failed.
     bytes: u64,
-    /// When to try again; never, if only an operator can end it.
+    /// When to try again.
     next: Option<Instant>,
 }
 
 impl Writer {
     /// Notes that a group of so many bytes failed.
     pub(super) fn failed(&mut self, error: &StoreError, bytes: u64) {
-        let passes = !matches!(error, StoreError::Damaged { .. });
-        self.outage = Outage { bytes, next: passes.then(|| Instant::now() + AGAIN) };
+        self.outage = Outage { bytes, next: Some(Instant::now() + AGAIN) };
         if self.position.writable {
             tracing::error!(%error, "the store cannot write");
             self.set_writable(false);

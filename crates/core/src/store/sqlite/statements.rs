@@ -71,7 +71,7 @@ impl Batch<'_> {
             })
             .optional()?;
         if let Some((sequence, delivered)) = newest
-            && (!delivered || redelivery == Redelivery::Drop)
+            && (redelivery == Redelivery::Drop || !delivered && self.is_readable(sequence)?)
         {
             return Ok(Appended::Repeat { sequence });
         }
@@ -79,6 +79,11 @@ impl Batch<'_> {
         let marks = Marks { redelivery, address: &Address::default(), original: None };
         let sequence = self.insert(webhook, &marks)?;
         Ok(Appended::Stored { sequence, redelivery })
+    }
+
+    /// Whether an event can be sent to anybody. One that is damaged has no outcome, and a redelivery must replace it.
+    fn is_readable(&self, sequence: Sequence) -> rusqlite::Result<bool> {
+        Ok(matches!(reader::webhook(self.transaction, sequence)?, Ok(Some(_))))
     }
 
     /// The event that is the same and came from there; nothing comes from nowhere.

@@ -298,6 +298,17 @@ async fn bytes_that_changed_on_the_disk_are_not_delivered() {
 }
 
 #[tokio::test]
+async fn a_redelivery_replaces_a_damaged_event() {
+    let (folder, _) = closed_with(3).await;
+    shell(&folder).execute("UPDATE payloads SET headers = x'05' WHERE sequence = 2", ()).unwrap();
+    let store = open(&folder);
+    assert_eq!(append(&store, 0).await.unwrap(), Appended::Repeat { sequence: Sequence::new(1) });
+    let replaced = append(&store, 1).await.unwrap();
+    assert_eq!(replaced, Appended::Stored { sequence: Sequence::new(4), redelivery: true });
+    assert_eq!(append(&store, 1).await.unwrap(), Appended::Repeat { sequence: Sequence::new(4) });
+}
+
+#[tokio::test]
 async fn every_kind_of_damage_to_a_payload_is_passed() {
     let (folder, _) = closed_with(5).await;
     shell(&folder)
