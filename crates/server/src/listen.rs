@@ -258,6 +258,8 @@ impl Connection {
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let (activity, timeouts) = (&self.activity, self.timeouts);
         let (reason, timeouts) = tokio::select! {
+            // A request that is in the socket already is read before the connection ends for another reason.
+            biased;
             ended = connection.as_mut() => return ended.map_err(ConnectionError::Http),
             () = peer.cut.cancelled() => return Err(ConnectionError::Stalled),
             () = self.ending.stop.cancelled() => (Ok(()), timeouts.closing(timeouts.close)),
@@ -288,7 +290,7 @@ impl Connection {
         request: Request<Incoming>,
         peer: Peer,
     ) -> impl Future<Output = Result<Response<Watched<Body>>, Infallible>> + Send + 'static + use<> {
-        let version = request.version();
+        let (version, announced) = (request.version(), self.ending.announced.clone());
         let (activity, handler) = (Arc::clone(&self.activity), self.activity.begin_request(version));
         let mut request = request.map(|body| Body::new(Watched::request(body, handler.another())));
         request.extensions_mut().insert(peer);
@@ -296,7 +298,7 @@ impl Connection {
         let answering = self.router.clone().call(request);
         async move {
             let mut response = answering.await?;
-            if version < Version::HTTP_2 && activity.closes_after_response() {
+            if version < Version::HTTP_2 && (activity.closes_after_response() || announced.is_cancelled()) {
                 // To end after an answer is safe: a request may be on its way into a connection that ends while idle.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

@@ -40,7 +40,9 @@ impl Admin {
     ) -> Result<v1::ShowEventResponse, Status> {
         let sequence = Sequence::new(wire.sequence);
         let shown = self.show(sequence, Form::Embedded).await.map_err(|error| status(&error))?;
-        let Shown { event, reports, .. } = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
+        // The share is held until the answer is made.
+        let Shown { event, reports, share: _share } =
+            shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
         let mut wire = v1::Event::from(&*event);
         if wire.body.len() > MAX_SHOWN_BODY {
             wire.body = Bytes::new();

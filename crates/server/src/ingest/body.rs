@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -109,16 +109,17 @@ impl BodyReader {
         let pace = Pace::new(most as u64, self.limits.request_timeout);
         let mut bytes = Vec::with_capacity(announced.map_or(0, |_| most));
         loop {
-            let next = timeout(pace.interval(), body.frame()).await;
-            if pace.is_behind(bytes.len() as u64) && self.budget.is_contended() {
+            let frame = match timeout(pace.interval(), body.frame()).await {
+                Err(_) => None,
+                Ok(None) => break,
+                Ok(Some(frame)) => Some(frame.map_err(|_| Refusal::Incomplete)?),
+            };
+            let chunk = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+            let received = (bytes.len() + chunk.len()) as u64;
+            // A body that has ended is never too slow.
+            if pace.is_behind(received) && !HttpBody::is_end_stream(body) && self.budget.is_contended() {
                 return Err(Refusal::Behind);
             }
-            let frame = match next {
-                Err(_) => continue,
-                Ok(None) => break,
-                Ok(Some(frame)) => frame.map_err(|_| Refusal::Incomplete)?,
-            };
-            let Ok(chunk) = frame.into_data() else { continue };
             let length = bytes.len() + chunk.len();
             if length > most {
                 return Err(announced.map_or(Refusal::TooLarge { limit }, |_| Refusal::Incomplete));

@@ -2,9 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// A connection may take this long for its handshake and its first request before it counts as one that asks nothing.
+const FIRST_REQUEST_TIME: Duration = Duration::from_secs(2);
+/// One in so many places is for connections that are that new, while there are free places.
+const SPARED_DIVISOR: usize = 20;
 
 /// The connections of one listener. One more waits accepted, the others wait in the system's queue.
 #[derive(Debug)]
@@ -14,12 +21,18 @@ pub(crate) struct ConnectionLimit {
     idle: Mutex<IdleQueue>,
 }
 
-/// The idle connections, those that end first in front: first the ones that never made a request, then the ones that have
-/// been idle for the longest time.
+/// The idle connections: first the ones that never made a request, then the ones that have been idle for the longest time.
 #[derive(Debug, Default)]
 struct IdleQueue {
-    connections: BTreeMap<IdleKey, CancellationToken>,
+    connections: BTreeMap<IdleKey, Idle>,
     next: u64,
+}
+
+/// An idle connection.
+#[derive(Debug)]
+struct Idle {
+    since: Instant,
+    evicted: CancellationToken,
 }
 
 /// A connection's place in the queue.
@@ -59,9 +72,9 @@ impl ConnectionLimit {
         if !self.is_scarce() {
             return;
         }
-        let first = self.idle().connections.pop_first();
-        if let Some((_, connection)) = first {
-            connection.cancel();
+        let spared = if self.places.available_permits() == 0 { 0 } else { self.most / SPARED_DIVISOR };
+        if let Some(connection) = self.idle().next_to_end(spared) {
+            connection.evicted.cancel();
         }
     }
 
@@ -90,8 +103,21 @@ impl IdleQueue {
     fn enqueue(&mut self, has_begun: bool, evicted: CancellationToken) -> IdleKey {
         let key = IdleKey { has_begun, number: self.next };
         self.next += 1;
-        self.connections.insert(key, evicted);
+        self.connections.insert(key, Idle { since: Instant::now(), evicted });
         key
+    }
+
+    /// Takes out the connection that ends next. So many new ones are spared: the first request of one may be a webhook that
+    /// is on its way. More of them are a flood.
+    fn next_to_end(&mut self, spared: usize) -> Option<Idle> {
+        const USED: IdleKey = IdleKey { has_begun: true, number: 0 };
+        let new = self.connections.range(..USED).take(spared + 1).count();
+        let first = self.connections.first_entry()?;
+        if first.key().has_begun || new > spared || first.get().since.elapsed() >= FIRST_REQUEST_TIME {
+            return Some(first.remove());
+        }
+        let longest_idle = *self.connections.range(USED..).next()?.0;
+        self.connections.remove(&longest_idle)
     }
 }
 
@@ -99,7 +125,30 @@ impl IdleQueue {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_is_spared_while_places_are_free() {
+        let limit = ConnectionLimit::new(40);
+        let tokens: Vec<_> = (0..3).map(|_| CancellationToken::new()).collect();
+        limit.enqueue_idle(tokens[0].clone());
+        limit.enqueue_unused(tokens[1].clone());
+        limit.enqueue_unused(tokens[2].clone());
+        let mut places = Vec::new();
+        for _ in 0..39 {
+            places.push(limit.acquire().await);
+        }
+        limit.relieve();
+        assert!(tokens[0].is_cancelled() && !tokens[1].is_cancelled());
+        places.push(limit.acquire().await);
+        assert!(tokens[1].is_cancelled() && !tokens[2].is_cancelled(), "no place is free");
+        places.pop();
+        limit.relieve();
+        assert!(!tokens[2].is_cancelled());
+        tokio::time::advance(FIRST_REQUEST_TIME).await;
+        limit.relieve();
+        assert!(tokens[2].is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_longest_idle_connection_ends_first_and_only_when_places_are_scarce() {
         let limit = ConnectionLimit::new(10);
         let tokens: Vec<_> = (0..4).map(|_| CancellationToken::new()).collect();
@@ -111,6 +160,7 @@ mod tests {
         limit.enqueue_idle(tokens[2].clone());
         limit.enqueue_unused(tokens[3].clone());
         limit.dequeue(first);
+        tokio::time::advance(FIRST_REQUEST_TIME).await;
         let mut places = Vec::new();
         for _ in 0..8 {
             places.push(limit.acquire().await);
