@@ -151,6 +151,7 @@ fn webhook(
             .as_ref()
             .map(RepositoryName::owner)
             .or_else(|| payload.account())
+            .or_else(|| payload.named_owner())
             .map(Into::into),
         event_type: EventType { name: event, action: payload.action },
         repository_id,

@@ -88,6 +88,12 @@ impl Payload {
         ];
         accounts.into_iter().flatten().find_map(Account::name)
     }
+
+    /// The owner in the repository's full name, also if the rest of that name cannot be read.
+    pub(super) fn named_owner(&self) -> Option<&str> {
+        let (owner, _) = self.repository.as_ref()?.full_name.as_deref()?.split_once('/')?;
+        Some(owner).filter(|owner| is_showable(owner))
+    }
 }
 
 impl Repository {

@@ -134,6 +134,13 @@ fn a_repository_name_that_cannot_be_read_leaves_its_id_and_its_owner() {
             "{name:?}"
         );
     }
+    for (name, owner) in
+        [("octo/he llo", Some("octo")), ("octo/*", Some("octo")), ("/hello", None), ("hello", None)]
+    {
+        let payload = format!(r#"{{"repository":{{"full_name":"{name}"}}}}"#);
+        let facts = read(usual("application/json"), payload).unwrap().facts;
+        assert_eq!((facts.repository_name, facts.owner.as_deref()), (None, owner), "{name:?}");
+    }
 }
 
 #[test]

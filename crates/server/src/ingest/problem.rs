@@ -42,7 +42,7 @@ pub(crate) enum Refusal {
     #[error("{0} is not on the watchlist; add it with --repositories or `gitstafette-client watchlist add`")]
     NotWatched(String),
     #[error(
-        "the payload names neither a repository nor an account; only the watchlist entry * accepts such events (--repositories '*')"
+        "the payload names no repository and no account that can be read; only the watchlist entry * accepts such events (--repositories '*')"
     )]
     OfNobody,
     #[error(transparent)]

@@ -156,7 +156,13 @@ async fn unlisted_repositories() {
     let unlisted = body("push", r#"{"repository":{"id":1,"full_name":"octo/hello"}}"#);
     refused(&server, &unlisted, StatusCode::NOT_ACCEPTABLE, "octo/hello is not on the watchlist").await;
     let nobody = body("security_advisory", "{}");
-    refused(&server, &nobody, StatusCode::NOT_ACCEPTABLE, "names neither a repository").await;
+    refused(
+        &server,
+        &nobody,
+        StatusCode::NOT_ACCEPTABLE,
+        "names no repository and no account that can be read",
+    )
+    .await;
     let listed = body("organization", r#"{"organization":{"login":"octo-harbor"}}"#);
     assert_eq!(Sender::new(&server).request(&listed).await.unwrap().status(), StatusCode::CREATED);
 }
