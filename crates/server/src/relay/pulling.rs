@@ -42,8 +42,6 @@ async fn seen(store: &dyn EventStore, relay: &str, start: Start) -> Option<Seen>
     match state::load::<StoredLog>(store, relay).await {
         Some(stored) => Some(stored.into()),
         None if start == Start::Latest => None,
-        // Events from before this was stored: the upstream's cursor tells how far they are here.
-        None if *store.head().borrow() > Sequence::ZERO => None,
         None => Some(Seen::default()),
     }
 }
