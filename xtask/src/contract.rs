@@ -1,7 +1,7 @@
-//! `cargo xtask contract`: whether `proto/` keeps to the rules of `buf.yaml`, and to what it promised before.
+//! `cargo xtask contract`: checks that `proto/` follows the rules of `buf.yaml` and stays compatible.
 //!
-//! A promise is a message, a field or a method that somebody's program was built with: the Go implementation's, and all
-//! that is on the main line.
+//! Programs that were built with an earlier contract must go on working: those of the Go implementation, and those of the
+//! newest release. Between two releases the contract may change.
 
 use std::fmt::{self, Display, Formatter};
 use std::process::{Command, Stdio};
@@ -16,8 +16,8 @@ const VERSION: &str = "1.75.0";
 /// The Go implementation's contract. It lies outside `proto/`, where everything is compiled and compared as one.
 const GO: &str = "crates/proto/baseline/go-0.3";
 
-/// Where the main line is looked for. First what others have of it: a branch of one's own may be behind, or ahead.
-const MAIN: [&str; 2] = ["refs/remotes/origin/main", "refs/heads/main"];
+/// The tags of releases.
+const RELEASES: &str = "v[0-9]*";
 
 /// Lint and two comparisons. Where buf is not to be had, a line says so and nothing fails; what buf complains of, does.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -35,13 +35,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!("contract: {buf} breaking, against the Go implementation's contract");
     buf.run(&["breaking", "--against", GO], Stdio::null())
         .context("proto/ breaks the programs of the Go implementation")?;
-    match main_line() {
+    match newest_release() {
         Ok((name, tree)) => {
-            println!("contract: {buf} breaking, against {name}");
-            buf.run_with_archive(&tree).with_context(|| format!("proto/ breaks what {name} has"))
+            println!("contract: {buf} breaking, against the release {name}");
+            buf.run_with_archive(&tree).with_context(|| format!("proto/ breaks what the release {name} has"))
         }
         Err(reason) => {
-            println!("contract: skipped: the comparison with the main line: {reason}");
+            println!("contract: skipped: the comparison with the newest release: {reason}");
             Ok(())
         }
     }
@@ -124,21 +124,20 @@ impl Display for Buf {
     }
 }
 
-/// What the main line is called here, and its `proto/`; or why it is not to be had.
-fn main_line() -> Result<(&'static str, String), String> {
-    for name in MAIN {
-        let mut git = git();
-        git.args(["rev-parse", "--verify", "--quiet", &format!("{name}:./proto")]);
-        let answer = git.output().map_err(|error| format!("git: {error}"))?;
-        if answer.status.success() {
-            return Ok((name, String::from_utf8_lossy(&answer.stdout).trim().to_owned()));
-        }
-        // Silence is the answer to a name that is not there.
-        if !answer.stderr.is_empty() {
-            return Err(reason(&answer.stderr));
-        }
+/// The tag of the newest release before the present commit, and its `proto/`. An error says why there is none.
+fn newest_release() -> Result<(String, String), String> {
+    let tag = answer(&["describe", "--tags", "--abbrev=0", "--match", RELEASES])?;
+    let tree = answer(&["rev-parse", "--verify", "--quiet", &format!("{tag}:./proto")])?;
+    Ok((tag, tree))
+}
+
+/// The one line that git answers with.
+fn answer(arguments: &[&str]) -> Result<String, String> {
+    let output = git().args(arguments).output().map_err(|error| format!("git: {error}"))?;
+    if !output.status.success() {
+        return Err(reason(&output.stderr));
     }
-    Err("this clone has neither origin/main nor main".to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn git() -> Command {

@@ -18,8 +18,8 @@ usage: cargo xtask <task>
 
 tasks:
   ci                   all that a change must pass: format, contract, lints, documentation, a short chaos, tests
-  contract             whether proto/ keeps to its rules, to the Go implementation and to the main line, by
-                       buf; says so where there is none
+  contract             check with buf that proto/ follows its rules, and that programs of the Go implementation
+                       and of the newest release still work; says so where there is no buf
   deny                 check licences, sources and advisories of the dependencies with cargo-deny; says what it
                        skips
   msrv                 check that the workspace builds with the oldest Rust that Cargo.toml promises
