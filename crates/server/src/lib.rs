@@ -29,6 +29,7 @@ const REFUSALS: &str = "gitstafette_server::refusals";
 mod admin;
 pub mod app;
 mod auth;
+mod caller;
 pub mod cli;
 mod compat;
 pub mod config;

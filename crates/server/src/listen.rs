@@ -33,7 +33,7 @@ use tracing::{debug, info, warn};
 
 use crate::REFUSALS;
 use crate::auth::{Peer, PeerCertificate};
-use crate::ingest::MAX_WAITING_PER_CONNECTION;
+use crate::ingest::{MAX_WAITING_PER_CONNECTION, UNREAD_BYTES};
 use activity::{Activity, Watched};
 use observed::Observed;
 
@@ -55,7 +55,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// The header of a request at most, in bytes. GitHub's is about 1 KB.
 const HEADER_BYTES: usize = 64 << 10;
 /// What HTTP/2 may buffer on the way in, per stream and per connection, in bytes: anybody may fill it.
-const STREAM_WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = UNREAD_BYTES;
 /// Two streams more than may wait for memory unread: those must not hold up the others.
 const CONNECTION_WINDOW: u32 = (MAX_WAITING_PER_CONNECTION + 2) * STREAM_WINDOW;
 /// What HTTP/2 may buffer on the way out, per stream, in bytes.

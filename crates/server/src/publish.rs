@@ -20,7 +20,7 @@ use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::{PUBLISH, Peer, Publisher};
-use crate::ingest::{Account, CarrierCodec, Counted, Ingest, MESSAGE_TIMEOUT};
+use crate::ingest::{Account, CarrierCodec, Counted, Ingest, Sender};
 use crate::relay::{Intake, Taken};
 use crate::subscribe::{malformed, status};
 
@@ -52,7 +52,7 @@ async fn publish(
 ) -> http::Response<tonic::body::Body> {
     let ingest = &publications.ingest;
     let (limits, account) = (ingest.limits(), ingest.account(request.extensions().get::<Peer>()));
-    let request = request.map(|body| Counted::new(body, account.clone(), MESSAGE_TIMEOUT));
+    let request = request.map(|body| Counted::new(body, account.clone(), Sender::Known));
     let codec = CarrierCodec::<PublishRequest, PublishResponse>::new();
     let method = tower::service_fn(move |request: Request<Streaming<PublishRequest>>| {
         let answers = publications.clone().answers(request.into_inner(), publisher, account.clone());

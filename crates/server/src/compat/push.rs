@@ -24,8 +24,7 @@ use tracing::Instrument;
 
 use crate::auth::{PUSH, Peer, Publisher};
 use crate::ingest::{
-    Accepted, Account, CarrierCodec, Counted, Ingest, MESSAGE_TIMEOUT, PING_ANSWER, Problem, Refusal, Seen,
-    Trust,
+    Accepted, Account, CarrierCodec, Counted, Ingest, PING_ANSWER, Problem, Refusal, Seen, Sender, Trust,
 };
 
 /// The one method, at its path.
@@ -43,12 +42,11 @@ async fn push(
     let address = peer.map(|peer| tracing::field::display(peer.address));
     let span = tracing::info_span!("push", client.address = address);
     let (limits, account) = (ingest.limits(), ingest.account(peer));
-    // Anybody may send without a token: then a message must be as fast as the body of an HTTP request.
-    let pace = match publisher {
-        Publisher::WithoutToken => limits.request_timeout.min(MESSAGE_TIMEOUT),
-        _ => MESSAGE_TIMEOUT,
+    let sender = match publisher {
+        Publisher::WithoutToken => Sender::Unknown,
+        _ => Sender::Known,
     };
-    let request = request.map(|body| Counted::new(body, account.clone(), pace));
+    let request = request.map(|body| Counted::new(body, account.clone(), sender));
     let codec = CarrierCodec::new();
     let method = tower::service_fn(move |request: Request<v1::WebhookEventPushRequest>| {
         let (ingest, account) = (Arc::clone(&ingest), account.clone());

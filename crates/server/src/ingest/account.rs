@@ -16,8 +16,7 @@ use tonic::Status;
 
 use super::IngestLimits;
 use super::carrier::PREFIX_BYTES;
-use super::inflight::{InflightBudget, Reservation};
-use super::pace::Pace;
+use super::inflight::{InflightBudget, Reservation, pace_of};
 
 /// How long a message may take to arrive once its memory is reserved. Servers relay over slower lines than forges.
 pub(crate) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,21 +44,37 @@ impl Account {
         drop(settled);
     }
 
-    /// Waits for the memory of a message.
-    async fn hold(self, bytes: u64) -> Result<(), Status> {
+    /// Begins a message of so many bytes, which must arrive within `pace` while others wait. Returns what tells that others need its
+    /// memory while it is too slow.
+    fn begin(&self, bytes: u64, pace: Duration) -> Result<BoxFuture<'static, ()>, Status> {
+        let mut held = self.held();
         // tonic reads the next message only after the answer to the one before; a unary call has no second one.
-        if self.held().is_some() {
+        if held.is_some() {
             return Err(Status::invalid_argument("a second message came before the first was answered"));
         }
-        let reserve = self.budget.reserve(bytes, self.connection);
-        let reserved = tokio::time::timeout(self.limits.request_timeout, reserve).await;
-        let Ok(Ok(reservation)) = reserved else {
-            return Err(Status::unavailable(
-                "too many bytes of webhooks are being received at once; try again",
-            ));
-        };
-        *self.held() = Some(reservation);
-        Ok(())
+        let reservation = self.budget.begin(bytes, pace, self.connection);
+        Ok(Box::pin(held.insert(reservation).needed_by_others()))
+    }
+
+    /// Reserves the memory of so many bytes, which have arrived. Returns the wait for it, if there is not enough now.
+    fn grow_to(&self, bytes: u64) -> Option<BoxFuture<'static, Result<(), Status>>> {
+        let growing = self.held().as_ref()?.grow_to(bytes)?;
+        let granted = tokio::time::timeout(self.limits.request_timeout, growing.granted());
+        Some(Box::pin(async {
+            match granted.await {
+                Ok(Ok(())) => Ok(()),
+                _ => Err(Status::unavailable(
+                    "too many bytes of webhooks are being received at once; try again",
+                )),
+            }
+        }))
+    }
+
+    /// The message is complete.
+    fn complete(&self, bytes: u64) {
+        if let Some(reservation) = &*self.held() {
+            reservation.complete(bytes);
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Reservation>> {
@@ -67,110 +82,144 @@ impl Account {
     }
 }
 
-/// The body of a call whose messages reserve their memory before they are read. It ends with a [`Status`] when there is
-/// no memory for a message in time, or when a message is too slow.
+/// The body of a call whose messages reserve their memory as they arrive. It ends with a [`Status`] when there is no memory for
+/// a message in time, or when a message is too slow.
 pub(crate) struct Counted<B> {
     body: B,
     account: Account,
-    /// The time whose rate a message must keep while others wait.
-    pace: Duration,
+    sender: Sender,
     /// Received, and not yet passed on.
     rest: Bytes,
     step: Step,
+}
+
+/// Who sends messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    /// A server that has shown a token. Its line may be slow.
+    Known,
+    /// Anybody: a message must be as fast as the body of an HTTP request.
+    Unknown,
 }
 
 /// What of a message comes next.
 enum Step {
     /// Its prefix, of which so many bytes are here.
     Prefix([u8; PREFIX_BYTES], usize),
-    /// Its memory.
-    Memory { prefix: [u8; PREFIX_BYTES], length: u64, reserve: BoxFuture<'static, Result<(), Status>> },
     /// Its bytes.
-    Message { length: u64, received: u64, pace: Pace, check: Pin<Box<Sleep>> },
+    Message(Message),
     /// Anything: the message is too large, and tonic refuses it for its prefix.
     Refused,
 }
 
+/// A message that is arriving.
+struct Message {
+    /// Its prefix, until that is passed on.
+    prefix: Option<Bytes>,
+    length: u64,
+    passed: u64,
+    /// The wait for the memory of what is received.
+    growing: Option<BoxFuture<'static, Result<(), Status>>>,
+    /// Tells that others need its memory while it is too slow.
+    needed_by_others: BoxFuture<'static, ()>,
+    deadline: Pin<Box<Sleep>>,
+}
+
 impl<B> Counted<B> {
-    /// `body`, whose messages use the account. While others wait for memory, a message must arrive at the rate that
-    /// completes it within `pace`. Between two messages the body may rest.
-    pub(crate) fn new(body: B, account: Account, pace: Duration) -> Self {
+    /// `body`, whose messages use the account. While others wait for memory, a message must be fast enough. Between two messages
+    /// the body may rest.
+    pub(crate) fn new(body: B, account: Account, sender: Sender) -> Self {
         let step = Step::Prefix([0; PREFIX_BYTES], 0);
-        Self { body, account, pace, rest: Bytes::new(), step }
+        Self { body, account, sender, rest: Bytes::new(), step }
     }
 
-    /// Adds received bytes to the prefix of the next message, and reserves the memory of the message once the prefix is
-    /// complete.
-    fn read_prefix(&mut self) {
-        let Step::Prefix(prefix, have) = &mut self.step else { return };
+    /// Adds received bytes to the prefix of the next message, and begins the message once the prefix is complete.
+    fn read_prefix(&mut self) -> Result<(), Status> {
+        let Step::Prefix(prefix, have) = &mut self.step else { return Ok(()) };
         let part = self.rest.split_to(self.rest.len().min(PREFIX_BYTES - *have));
         prefix[*have..*have + part.len()].copy_from_slice(&part);
         *have += part.len();
         if *have < PREFIX_BYTES {
-            return;
+            return Ok(());
         }
         // A flag and the length (gRPC over HTTP/2, "Length-Prefixed-Message").
-        let prefix = *prefix;
         let length = u64::from(u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]));
-        let account = self.account.clone();
-        let is_too_large = length > account.limits.message_bytes();
-        let reserve: BoxFuture<'static, _> = if is_too_large {
-            Box::pin(std::future::ready(Ok(())))
-        } else {
-            Box::pin(account.hold(length + PREFIX_BYTES as u64))
+        let prefix = Bytes::copy_from_slice(prefix);
+        if length > self.account.limits.message_bytes() {
+            self.rest = [prefix, mem::take(&mut self.rest)].concat().into();
+            self.step = Step::Refused;
+            return Ok(());
+        }
+        let total = length + PREFIX_BYTES as u64;
+        let pace = match self.sender {
+            Sender::Known => MESSAGE_TIMEOUT,
+            Sender::Unknown => pace_of(total, self.account.limits.request_timeout.min(MESSAGE_TIMEOUT)),
         };
-        self.step = Step::Memory { prefix, length, reserve };
+        let needed_by_others = self.account.begin(total, pace)?;
+        self.step = Step::Message(Message {
+            prefix: Some(prefix),
+            length,
+            passed: 0,
+            growing: self.account.grow_to(PREFIX_BYTES as u64),
+            needed_by_others,
+            deadline: Box::pin(tokio::time::sleep(MESSAGE_TIMEOUT)),
+        });
+        Ok(())
     }
 
-    /// Passes on the prefix once the memory of its message is reserved.
-    fn poll_memory(&mut self, context: &mut Context<'_>) -> Poll<Result<Frame<Bytes>, BoxError>> {
-        let Step::Memory { prefix, length, reserve } = &mut self.step else { return Poll::Pending };
-        ready!(reserve.as_mut().poll(context))?;
-        let (prefix, length) = (*prefix, *length);
-        self.step = if length > self.account.limits.message_bytes() {
-            Step::Refused
-        } else if length == 0 {
-            Step::Prefix([0; PREFIX_BYTES], 0)
-        } else {
-            let pace = Pace::new(length, self.pace);
-            let check = Box::pin(tokio::time::sleep(pace.interval()));
-            Step::Message { length, received: 0, pace, check }
-        };
-        Poll::Ready(Ok(Frame::data(Bytes::copy_from_slice(&prefix))))
+    /// Passes on what is here of a message once its memory is reserved, and nothing of the next.
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Step::Message(message) = &mut self.step else { return Poll::Pending };
+        if let Some(growing) = &mut message.growing {
+            ready!(growing.as_mut().poll(context))?;
+            message.growing = None;
+        }
+        if let Some(prefix) = message.prefix.take() {
+            self.end_message_if_complete();
+            return Poll::Ready(Some(Ok(Frame::data(prefix))));
+        }
+        let left = usize::try_from(message.length - message.passed).unwrap_or(usize::MAX);
+        let here = self.rest.len().min(left);
+        let received = message.passed + here as u64;
+        message.growing = self.account.grow_to(received + PREFIX_BYTES as u64);
+        if let Some(growing) = &mut message.growing {
+            ready!(growing.as_mut().poll(context))?;
+            message.growing = None;
+        }
+        message.passed = received;
+        let part = self.rest.split_to(here);
+        self.end_message_if_complete();
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
-    /// Passes on what is here of a message, and nothing of the next: that has no memory yet.
-    fn pass_on(&mut self) -> Frame<Bytes> {
-        let Step::Message { length, received, .. } = &mut self.step else {
-            return Frame::data(mem::take(&mut self.rest));
-        };
-        let left = usize::try_from(*length - *received).unwrap_or(usize::MAX);
-        let part = self.rest.split_to(self.rest.len().min(left));
-        *received += part.len() as u64;
-        if *received == *length {
+    fn end_message_if_complete(&mut self) {
+        if let Step::Message(message) = &self.step
+            && message.passed == message.length
+        {
+            self.account.complete(message.length + PREFIX_BYTES as u64);
             self.step = Step::Prefix([0; PREFIX_BYTES], 0);
         }
-        Frame::data(part)
     }
 
     /// Whether the message that is arriving is too slow.
     fn poll_slow(&mut self, context: &mut Context<'_>) -> Poll<Status> {
-        let Step::Message { received, pace, check, .. } = &mut self.step else { return Poll::Pending };
-        loop {
-            if pace.elapsed() >= MESSAGE_TIMEOUT {
-                let seconds = MESSAGE_TIMEOUT.as_secs();
-                return Poll::Ready(Status::deadline_exceeded(format!(
-                    "the message did not arrive within {seconds} s"
-                )));
-            }
-            if pace.is_behind(*received) && self.account.budget.is_contended() {
-                return Poll::Ready(Status::deadline_exceeded(
-                    "the message arrives too slowly while other webhooks wait for memory; try again",
-                ));
-            }
-            ready!(check.as_mut().poll(context));
-            check.as_mut().reset(tokio::time::Instant::now() + pace.interval());
+        let Step::Message(message) = &mut self.step else { return Poll::Pending };
+        if message.deadline.as_mut().poll(context).is_ready() {
+            let seconds = MESSAGE_TIMEOUT.as_secs();
+            return Poll::Ready(Status::deadline_exceeded(format!(
+                "the message did not arrive within {seconds} s"
+            )));
         }
+        ready!(message.needed_by_others.as_mut().poll(context));
+        Poll::Ready(Status::deadline_exceeded(
+            "the message arrives too slowly while other webhooks wait for memory; try again",
+        ))
+    }
+
+    /// Whether bytes must arrive before something can be passed on.
+    fn awaits_bytes(&self) -> bool {
+        let has_prefix = matches!(&self.step, Step::Message(message) if message.prefix.is_some());
+        self.rest.is_empty() && !has_prefix
     }
 }
 
@@ -184,24 +233,21 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Counted<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         loop {
-            if let Step::Memory { .. } = this.step {
-                return this.poll_memory(context).map(Some);
-            }
-            if this.rest.is_empty() {
-                if let Poll::Ready(slow) = this.poll_slow(context) {
-                    return Poll::Ready(Some(Err(slow.into())));
-                }
-                match ready!(pin!(&mut this.body).poll_frame(context)) {
-                    None => return Poll::Ready(None),
-                    Some(frame) => match frame.map_err(Into::into)?.into_data() {
+            if this.awaits_bytes() {
+                match pin!(&mut this.body).poll_frame(context) {
+                    Poll::Pending => return this.poll_slow(context).map(|slow| Some(Err(slow.into()))),
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    Poll::Ready(Some(frame)) => match frame.map_err(Into::into)?.into_data() {
                         Ok(data) => this.rest = data,
                         Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                     },
                 }
-            } else if let Step::Prefix(..) = this.step {
-                this.read_prefix();
-            } else {
-                return Poll::Ready(Some(Ok(this.pass_on())));
+                continue;
+            }
+            match this.step {
+                Step::Prefix(..) => this.read_prefix()?,
+                Step::Message(_) => return this.poll_message(context),
+                Step::Refused => return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut this.rest))))),
             }
         }
     }
@@ -252,7 +298,7 @@ mod tests {
         let frames: Vec<_> =
             bytes.chunks(frame).map(|part| Ok(Frame::data(Bytes::copy_from_slice(part)))).collect();
         let frames: Frames = Box::pin(stream::iter(frames).chain(stream::pending()));
-        Counted::new(StreamBody::new(frames), account.clone(), LIMITS.request_timeout)
+        Counted::new(StreamBody::new(frames), account.clone(), Sender::Unknown)
     }
 
     /// What comes until nothing more comes.
@@ -292,28 +338,48 @@ mod tests {
         }
     }
 
+    /// Complete bodies of others that hold these bytes.
+    fn others(budget: &InflightBudget, bodies: usize, bytes: u64) -> Vec<Reservation> {
+        let other = |number: usize| {
+            let address = SocketAddr::from(([192, 0, 2, u8::try_from(number).unwrap()], 1));
+            let body = budget.begin(bytes, MESSAGE_TIMEOUT, Some(address));
+            assert!(body.grow_to(bytes).is_none());
+            body.complete(bytes);
+            body
+        };
+        (0..bodies).map(other).collect()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_message_waits_for_its_memory_and_holds_it_until_it_is_settled() {
         let budget = budget();
-        let others: Vec<_> =
-            (0..3).map(|_| budget.reserve(4 * MIB, None).now_or_never().unwrap().unwrap()).collect();
+        let others = others(&budget, 3, 4 * MIB);
         let account = account(&budget);
-        let wire = message(4 << 20);
+        let wire = message((4 << 20) - PREFIX_BYTES);
         let mut body = counted(&wire, 64 << 10, &account);
-        assert!(read(&mut body).is_empty(), "there is no memory yet");
+        let first = read(&mut body);
+        assert!(first.is_empty(), "there is no memory for all of it: {}", first.len());
         assert!(budget.is_contended());
         drop(others);
         assert!(read(&mut body) == wire);
-        let rest = || budget.reserve(12 * MIB, None).now_or_never();
-        assert!(rest().is_none(), "the message is being stored");
+        assert_eq!(budget.held(), 4 * MIB, "the message is being stored");
         account.settle();
-        assert!(rest().is_some());
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_holds_what_has_arrived_and_not_what_it_announces() {
+        let budget = budget();
+        let account = account(&budget);
+        let mut body = counted(&message(4 << 20)[..100_000], 4096, &account);
+        assert_eq!(read(&mut body).len(), 100_000);
+        assert!((100_000..=200_000).contains(&budget.held()), "{}", budget.held());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_message_without_memory_in_time_is_unavailable() {
         let budget = budget();
-        let _held = budget.reserve(15 * MIB, None).now_or_never().unwrap().unwrap();
+        let _held = others(&budget, 3, 4 * MIB);
         let mut body = counted(&message(4 << 20), 64 << 10, &account(&budget));
         assert_eq!(code(body.frame().await), Code::Unavailable);
         assert!(!budget.is_contended());
@@ -344,16 +410,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_message_makes_room_for_those_that_wait() {
         let budget = budget();
+        let _held = others(&budget, 2, 4 * MIB);
         let slow = account(&budget);
-        let mut body = counted(&message(4 << 20)[..1000], 4096, &slow);
-        assert_eq!(read(&mut body).len(), 1000);
+        let mut body = counted(&message((4 << 20) - PREFIX_BYTES)[..4_000_000], 4096, &slow);
+        assert_eq!(read(&mut body).len(), 4_000_000);
         let begun = tokio::time::Instant::now();
-        let mut waiting = Box::pin(budget.reserve(13 * MIB, None));
-        assert!((&mut waiting).now_or_never().is_none());
+        let other = SocketAddr::from(([192, 0, 2, 99], 1));
+        let waiting = budget.begin(4 * MIB, MESSAGE_TIMEOUT, Some(other));
+        let growing = waiting.grow_to(1).unwrap();
+        let granted = tokio::spawn(growing.granted());
         assert_eq!(code(body.frame().await), Code::DeadlineExceeded);
         assert!(begun.elapsed() < LIMITS.request_timeout / 4);
         drop((body, slow));
-        waiting.await.unwrap();
+        granted.await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, EXPECT};
@@ -15,15 +15,12 @@ use tokio_util::task::TaskTracker;
 
 use super::IngestLimits;
 use super::account::Account;
-use super::inflight::{InflightBudget, Reservation};
-use super::pace::Pace;
+use super::inflight::{InflightBudget, Reservation, SMALL_BYTES, pace_of};
 use super::problem::Refusal;
 
 /// How long the rest of a refused body is read and thrown away. Many senders read the answer only when they have sent
 /// everything: closing at once would reset the connection, and they would never learn why.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
-/// The first buffer of a body without a Content-Length, in bytes: most webhooks fit.
-const FIRST_BUFFER_BYTES: usize = 32 << 10;
 
 /// Reads bodies.
 #[derive(Debug)]
@@ -62,9 +59,9 @@ impl BodyReader {
         Arc::clone(&self.check).acquire_owned().await
     }
 
-    /// Reads the body of a request whose head is complete since `started`: waits for memory, then reads. Nothing is read
-    /// before, so that TCP and HTTP/2 slow the sender down meanwhile. A body that is too large is refused unread if the
-    /// request announces its length, else as soon as it exceeds the limit.
+    /// Reads the body of a request whose head is complete since `started`. Its memory is reserved as its bytes arrive. While
+    /// the body waits for memory nothing is read, so that TCP and HTTP/2 slow the sender down. A body that is too large is refused
+    /// unread if the request announces its length, else as soon as it exceeds the limit.
     pub(super) async fn read(
         &self,
         headers: &HeaderMap,
@@ -78,17 +75,12 @@ impl BodyReader {
             self.refuse(headers, body);
             return Err(Refusal::TooLarge { limit });
         }
-        let reserve = self.budget.reserve(announced.unwrap_or(limit), connection);
-        let Ok(Ok(reservation)) = timeout(self.limits.time_left(started), reserve).await else {
-            self.refuse(headers, body);
-            return Err(Refusal::Overloaded);
-        };
-        let begun = Instant::now();
-        let collect = self.collect(&mut body, announced, reservation);
+        let mut waited = Duration::ZERO;
+        let collect = self.collect(&mut body, announced, connection, &mut waited);
         let read = timeout(self.limits.time_left(started), collect).await;
         let read = read.unwrap_or_else(|_| {
             // A request that waited for most of its time is not to blame.
-            let is_slow = begun.duration_since(started) < begun.elapsed();
+            let is_slow = waited < started.elapsed() / 2;
             Err(if is_slow { Refusal::TooSlow(self.limits.request_timeout) } else { Refusal::Overloaded })
         });
         if matches!(read, Err(Refusal::TooLarge { .. } | Refusal::Overloaded)) {
@@ -97,38 +89,50 @@ impl BodyReader {
         read
     }
 
+    /// An empty reservation for a body of so many bytes.
+    fn begin(&self, bytes: u64, connection: Option<SocketAddr>) -> Reservation {
+        self.budget.begin(bytes, pace_of(bytes, self.limits.request_timeout), connection)
+    }
+
     /// Collects a body in one buffer that never exceeds its reservation.
     async fn collect(
         &self,
         body: &mut Body,
         announced: Option<u64>,
-        mut reservation: Reservation,
+        connection: Option<SocketAddr>,
+        waited: &mut Duration,
     ) -> Result<ReadBody, Refusal> {
         let limit = self.limits.body_bytes;
-        let most = usize::try_from(announced.unwrap_or(limit)).unwrap_or(usize::MAX);
-        let pace = Pace::new(most as u64, self.limits.request_timeout);
-        let mut bytes = Vec::with_capacity(announced.map_or(0, |_| most));
+        let most = announced.unwrap_or(limit);
+        // Without a length it counts as small until it is larger.
+        let mut expected = announced.unwrap_or(limit.min(SMALL_BYTES));
+        let mut reservation = self.begin(expected, connection);
+        let mut bytes = Vec::new();
         loop {
-            let frame = match timeout(pace.interval(), body.frame()).await {
-                Err(_) => None,
-                Ok(None) => break,
-                Ok(Some(frame)) => Some(frame.map_err(|_| Refusal::Incomplete)?),
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = reservation.needed_by_others() => return Err(Refusal::Behind),
             };
-            let chunk = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
-            let received = (bytes.len() + chunk.len()) as u64;
-            // A body that has ended is never too slow.
-            if pace.is_behind(received) && !HttpBody::is_end_stream(body) && self.budget.is_contended() {
-                return Err(Refusal::Behind);
-            }
-            let length = bytes.len() + chunk.len();
+            let Some(frame) = frame else { break };
+            let chunk = frame.map_err(|_| Refusal::Incomplete)?.into_data().unwrap_or_default();
+            let length = (bytes.len() + chunk.len()) as u64;
             if length > most {
                 return Err(announced.map_or(Refusal::TooLarge { limit }, |_| Refusal::Incomplete));
             }
-            if length > bytes.capacity() {
-                let capacity = length.max(2 * bytes.capacity()).max(FIRST_BUFFER_BYTES).min(most);
-                bytes.reserve_exact(capacity - bytes.len());
+            if length > expected {
+                expected = limit;
+                reservation = self.begin(expected, connection);
             }
+            wait_for_memory(&reservation, length, waited).await?;
+            // The pages of a buffer that nobody touches take no memory.
+            let capacity = if announced.is_some() { most } else { length.max(2 * bytes.capacity() as u64) };
+            let capacity = usize::try_from(capacity.min(most)).unwrap_or(usize::MAX);
+            bytes.reserve_exact(capacity.saturating_sub(bytes.len()));
             bytes.extend_from_slice(&chunk);
+            if announced == Some(length) {
+                reservation.complete(length);
+            }
         }
         // When its connection is dropped, an HTTP/1.1 body just ends.
         if announced.is_some_and(|length| bytes.len() as u64 != length) {
@@ -136,7 +140,7 @@ impl BodyReader {
         }
         // Copied and cut to size: a slice of the connection's buffer would keep all of that alive.
         let bytes = Bytes::from(bytes.into_boxed_slice());
-        reservation.shrink_to(bytes.len() as u64);
+        reservation.complete(bytes.len() as u64);
         Ok(ReadBody { bytes, reservation })
     }
 
@@ -162,6 +166,29 @@ impl BodyReader {
             };
             drop(timeout(DISCARD_TIMEOUT, reading).await);
         });
+    }
+}
+
+/// Waits for the memory of bytes that have arrived, and adds the time that it takes.
+async fn wait_for_memory(
+    reservation: &Reservation,
+    received: u64,
+    waited: &mut Duration,
+) -> Result<(), Refusal> {
+    let Some(growing) = reservation.grow_to(received) else { return Ok(()) };
+    let _measured = Waited { since: Instant::now(), total: waited };
+    growing.granted().await.map_err(|_| Refusal::Overloaded)
+}
+
+/// Measures a wait, also one that is cut off.
+struct Waited<'a> {
+    since: Instant,
+    total: &'a mut Duration,
+}
+
+impl Drop for Waited<'_> {
+    fn drop(&mut self) {
+        *self.total += self.since.elapsed();
     }
 }
 

@@ -1,40 +1,51 @@
 //! The memory for webhooks in flight: those that are being received or stored.
 //!
-//! A webhook reserves its whole size before its body is read, so a body that has begun always finds room for its rest.
-//! If there is no room, the request waits. Requests are served in the order of arrival, in two queues:
+//! A body reserves memory as its bytes arrive. A body whose bytes do not arrive holds nothing. There are two pools:
 //!
-//! - *Small* requests have a share of the memory that large ones cannot use, so they never wait behind large ones. They
-//!   use the other memory, too, but only while no large request waits for it.
-//! - *Large* requests share the rest.
+//! - A *small* body reserves its whole size with its first bytes. Large bodies cannot use the pool of small ones.
+//! - A *large* body reserves memory step by step. A step is granted only if all bodies that have begun can still be
+//!   completed, one after the other. So no two bodies ever wait for each other's memory.
 //!
-//! The caller bounds the time: a request whose future is dropped leaves its queue.
+//! One caller has a share of each pool, together a quarter of the memory. A single body larger than that share is allowed.
+//! Requests that do not fit wait. The pool serves them in the order of arrival, and larger ones of the small a little later.
+//! While others wait, a body that is too slow gives its memory back (see `pace`). If too many requests wait, the pool refuses one
+//! of the caller that has the most of them.
+//!
+//! The caller of these functions bounds the time: a request whose future is dropped stops waiting.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+
+use pool::{Class, Pool};
+
+mod pool;
 
 /// The largest small request, in bytes. Most webhooks have 10 to 30 KB.
-const SMALL_BYTES: u64 = 256 << 10;
-/// Small requests that may wait. Each holds a connection or a stream, and up to one HTTP/2 window of its body.
-const MAX_WAITING_SMALL: usize = 256;
-/// Large requests that may wait, likewise.
-const MAX_WAITING_LARGE: usize = 128;
-/// Requests of one connection that may wait. Their bodies fill their windows, and HTTP/2 has one window for the whole
-/// connection: the listener makes it larger than those of so many streams.
+pub(super) const SMALL_BYTES: u64 = 256 << 10;
+/// What a request that waits may have sent unread, in bytes: one HTTP/2 window.
+pub(crate) const UNREAD_BYTES: u32 = 128 << 10;
+/// Requests of one connection that may wait with a full window each. HTTP/2 has one window for the whole connection, too: the
+/// listener makes it larger than those of so many streams, and more waiting streams would hold up all others.
 pub(crate) const MAX_WAITING_PER_CONNECTION: u32 = 24;
+/// The time in which a small body must arrive while others wait.
+const SMALL_PACE: Duration = Duration::from_secs(1);
+/// How often a request that waits looks for bodies that have become too slow.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The bytes that webhooks in flight may use together. Clones share them.
 #[derive(Clone, Debug)]
-pub(crate) struct InflightBudget(Arc<Mutex<State>>);
+pub(crate) struct InflightBudget(Arc<Mutex<Pools>>);
 
-/// Bytes that belong to one webhook until this is dropped.
+/// The memory of one body, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: InflightBudget,
     class: Class,
-    bytes: u64,
+    number: u64,
+    late: Arc<Notify>,
 }
 
 /// Why a request cannot even wait.
@@ -42,201 +53,132 @@ pub(crate) struct Reservation {
 #[error("too many webhooks are waiting for memory; try again")]
 pub(crate) struct TooManyWaiting;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    Small,
-    Large,
-}
-
 #[derive(Debug)]
-struct State {
-    total: u64,
-    /// The bytes that only small requests use.
-    small_share: u64,
-    small: Queue,
-    large: Queue,
-}
-
-/// The requests of one class.
-#[derive(Debug, Default)]
-struct Queue {
-    used: u64,
-    waiting: VecDeque<Waiter>,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    bytes: u64,
-    connection: Option<SocketAddr>,
-    granted: oneshot::Sender<Reservation>,
+struct Pools {
+    small: Pool,
+    large: Pool,
 }
 
 impl InflightBudget {
     /// A budget of `total` bytes, of which one request may use `largest`.
     pub(crate) fn new(total: u64, largest: u64) -> Self {
-        let state = State {
-            total,
-            small_share: small_share(total, largest),
-            small: Queue::default(),
-            large: Queue::default(),
+        let small = small_share(total, largest);
+        // Half a quarter of each pool.
+        let caller_share = total / 8;
+        let pools = Pools {
+            small: Pool::new(Class::Small, small, caller_share),
+            large: Pool::new(Class::Large, total - small, caller_share),
         };
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Mutex::new(pools)))
     }
 
-    /// Reserves bytes for a request of this connection, as soon as its turn comes. A request for more than large requests
-    /// may use gets all of that.
-    pub(crate) async fn reserve(
-        &self,
-        bytes: u64,
-        connection: Option<SocketAddr>,
-    ) -> Result<Reservation, TooManyWaiting> {
-        let granted = {
-            let mut state = self.state();
-            let bytes = bytes.min(state.total - state.small_share);
-            let class = state.class(bytes);
-            if state.queue(class).waiting.is_empty() && state.fits(class, bytes) {
-                state.queue(class).used += bytes;
-                return Ok(Reservation { budget: self.clone(), class, bytes });
-            }
-            state.wait(class, bytes, connection)?
-        };
-        let mut waiting = Waiting { budget: self, granted };
-        // The sender stays in the queue until it is used, or until its receiver is gone.
-        (&mut waiting.granted).await.map_err(|_| TooManyWaiting)
+    /// An empty reservation for a body of at most so many bytes. While others wait, the body must arrive within `pace`. A body
+    /// larger than all large ones together may use all of that.
+    pub(crate) fn begin(&self, bytes: u64, pace: Duration, peer: Option<SocketAddr>) -> Reservation {
+        let mut pools = self.pools();
+        let class =
+            if bytes <= pools.small.capacity().min(SMALL_BYTES) { Class::Small } else { Class::Large };
+        let (number, late) = pools.pool(class).begin(bytes, pace, peer);
+        Reservation { budget: self.clone(), class, number, late }
     }
 
-    /// Whether requests wait.
-    pub(crate) fn is_contended(&self) -> bool {
-        let state = self.state();
-        !(state.small.waiting.is_empty() && state.large.waiting.is_empty())
+    #[cfg(test)]
+    pub(super) fn held(&self) -> u64 {
+        let pools = self.pools();
+        pools.small.held() + pools.large.held()
     }
 
-    /// Takes bytes back, and gives them to those whose turn it is.
-    fn release(&self, class: Class, bytes: u64) {
-        self.serve_after(|state| state.queue(class).used -= bytes);
-    }
-
-    /// Removes the requests that no longer wait.
-    fn remove_gone(&self) {
-        self.serve_after(|state| {
-            for class in [Class::Small, Class::Large] {
-                state.queue(class).waiting.retain(|waiter| !waiter.granted.is_closed());
-            }
-        });
-    }
-
-    fn serve_after(&self, change: impl FnOnce(&mut State)) {
-        let granted = {
-            let mut state = self.state();
-            change(&mut state);
-            state.grant()
-        };
-        // The lock is free: a receiver that has gone meanwhile gives its bytes back here.
-        for (class, Waiter { bytes, granted, .. }) in granted {
-            drop(granted.send(Reservation { budget: self.clone(), class, bytes }));
-        }
+    #[cfg(test)]
+    pub(super) fn is_contended(&self) -> bool {
+        let pools = self.pools();
+        pools.small.is_contended() || pools.large.is_contended()
     }
 
     /// Never held across a wait.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn pools(&self) -> MutexGuard<'_, Pools> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The bytes of a budget that only small requests use: at most half of what the largest request leaves.
 pub(super) fn small_share(total: u64, largest: u64) -> u64 {
-    (total / 16).min(total.saturating_sub(largest) / 2)
+    (total / 4).min(total.saturating_sub(largest) / 2)
 }
 
-impl State {
-    fn class(&self, bytes: u64) -> Class {
-        if bytes <= self.small_share.min(SMALL_BYTES) { Class::Small } else { Class::Large }
-    }
+/// The time in which a body of so many bytes must arrive while others wait, if its sender has shown no token.
+pub(super) fn pace_of(bytes: u64, request_timeout: Duration) -> Duration {
+    if bytes <= SMALL_BYTES { request_timeout.min(SMALL_PACE) } else { request_timeout }
+}
 
-    fn queue(&mut self, class: Class) -> &mut Queue {
+impl Pools {
+    fn pool(&mut self, class: Class) -> &mut Pool {
         match class {
             Class::Small => &mut self.small,
             Class::Large => &mut self.large,
         }
     }
-
-    /// Whether there is room for the next request of a class.
-    fn fits(&self, class: Class, bytes: u64) -> bool {
-        let (small, large) = (self.small.used, self.large.used);
-        match class {
-            Class::Small => {
-                small + bytes <= self.small_share
-                    || (self.large.waiting.is_empty() && small + large + bytes <= self.total)
-            }
-            Class::Large => small.max(self.small_share) + large + bytes <= self.total,
-        }
-    }
-
-    fn wait(
-        &mut self,
-        class: Class,
-        bytes: u64,
-        connection: Option<SocketAddr>,
-    ) -> Result<oneshot::Receiver<Reservation>, TooManyWaiting> {
-        let of_connection =
-            |queue: &Queue| queue.waiting.iter().filter(|waiter| waiter.connection == connection).count();
-        let same = of_connection(&self.small) + of_connection(&self.large);
-        let limit = match class {
-            Class::Small => MAX_WAITING_SMALL,
-            Class::Large => MAX_WAITING_LARGE,
-        };
-        let waiting = &mut self.queue(class).waiting;
-        if waiting.len() >= limit || same >= MAX_WAITING_PER_CONNECTION as usize {
-            return Err(TooManyWaiting);
-        }
-        let (granted, receiver) = oneshot::channel();
-        waiting.push_back(Waiter { bytes, connection, granted });
-        Ok(receiver)
-    }
-
-    /// Takes those out of the queues for whom there is room now. Large ones come first: small ones have their share.
-    fn grant(&mut self) -> Vec<(Class, Waiter)> {
-        let mut granted = Vec::new();
-        for class in [Class::Large, Class::Small] {
-            while let Some(bytes) = self.queue(class).waiting.front().map(|waiter| waiter.bytes)
-                && self.fits(class, bytes)
-            {
-                let queue = self.queue(class);
-                queue.used += bytes;
-                granted.extend(queue.waiting.pop_front().map(|waiter| (class, waiter)));
-            }
-        }
-        granted
-    }
-}
-
-/// A place in a queue.
-struct Waiting<'a> {
-    budget: &'a InflightBudget,
-    granted: oneshot::Receiver<Reservation>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.granted.close();
-        self.budget.remove_gone();
-    }
 }
 
 impl Reservation {
-    /// Gives back all but so many bytes.
-    pub(crate) fn shrink_to(&mut self, bytes: u64) {
-        let unused = self.bytes.saturating_sub(bytes);
-        if unused > 0 {
-            self.bytes -= unused;
-            self.budget.release(self.class, unused);
+    /// Reserves memory for the first `received` bytes of the body, which have arrived. Returns the wait for it, if there is
+    /// not enough now.
+    pub(crate) fn grow_to(&self, received: u64) -> Option<Growing> {
+        let granted = self.budget.pools().pool(self.class).grow(self.number, received)?;
+        Some(Growing { budget: self.budget.clone(), class: self.class, number: self.number, granted })
+    }
+
+    /// The body is complete with so many bytes. It gives the rest back, and is never too slow.
+    pub(crate) fn complete(&self, bytes: u64) {
+        self.budget.pools().pool(self.class).complete(self.number, bytes);
+    }
+
+    /// Waits until others need the memory of this body, and it is too slow.
+    pub(crate) fn needed_by_others(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (budget, class, number) = (self.budget.clone(), self.class, self.number);
+        let late = Arc::clone(&self.late);
+        async move {
+            loop {
+                late.notified().await;
+                // Bytes may have arrived meanwhile.
+                if budget.pools().pool(class).is_late(number) {
+                    return;
+                }
+            }
         }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.release(self.class, self.bytes);
+        self.budget.pools().pool(self.class).end(self.number);
+    }
+}
+
+/// A wait for memory.
+#[derive(Debug)]
+pub(crate) struct Growing {
+    budget: InflightBudget,
+    class: Class,
+    number: u64,
+    granted: oneshot::Receiver<()>,
+}
+
+impl Growing {
+    /// Waits for the memory.
+    pub(crate) async fn granted(mut self) -> Result<(), TooManyWaiting> {
+        loop {
+            tokio::select! {
+                biased;
+                granted = &mut self.granted => return granted.map_err(|_| TooManyWaiting),
+                () = tokio::time::sleep(CHECK_INTERVAL) => self.budget.pools().pool(self.class).relieve(),
+            }
+        }
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        self.budget.pools().pool(self.class).stop_waiting(self.number);
     }
 }
 

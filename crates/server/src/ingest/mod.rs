@@ -33,10 +33,10 @@ use crate::metrics::Metrics;
 use crate::relay::{Connected, Relays};
 use crate::watchlist::LiveWatchlist;
 
-pub(crate) use account::{Account, Counted, MESSAGE_TIMEOUT};
+pub(crate) use account::{Account, Counted, Sender};
 pub(crate) use body::BodyReader;
 pub(crate) use carrier::CarrierCodec;
-pub(crate) use inflight::MAX_WAITING_PER_CONNECTION;
+pub(crate) use inflight::{MAX_WAITING_PER_CONNECTION, UNREAD_BYTES};
 pub(crate) use problem::{Problem, Refusal};
 pub(crate) use receive::{Accepted, PING_ANSWER, Seen, Trust};
 

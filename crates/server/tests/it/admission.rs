@@ -1,6 +1,8 @@
 //! Webhooks that wait for memory: which are served, in which order, for how long, and what others notice of them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -18,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::ingest::{answer_of, head};
 use crate::listening::Gated;
@@ -42,22 +44,24 @@ async fn delivery_ids(server: &TestServer) -> Vec<String> {
     page.events.iter().map(|event| event.webhook.facts.delivery_id.to_string()).collect()
 }
 
-/// A connection on which a webhook is announced with its length, and nothing of its body sent.
-async fn announce(server: &TestServer, webhook: &Request) -> TcpStream {
+/// A connection on which a webhook is announced with its length, and these bytes of its body sent.
+async fn announce(server: &TestServer, webhook: &Request, bytes: usize) -> TcpStream {
     let mut stream = TcpStream::connect(server.addresses.http).await.unwrap();
     let length = format!("Content-Length: {}\r\n", webhook.body.len());
-    stream.write_all(head(webhook, &length).as_bytes()).await.unwrap();
+    let message = [head(webhook, &length).as_bytes(), &webhook.body[..bytes]].concat();
+    stream.write_all(&message).await.unwrap();
     stream
 }
 
-/// A webhook that holds the memory of one of 1 MiB. It is told to go ahead once it does.
-async fn hold(server: &TestServer) -> TcpStream {
-    let webhook = webhook("held", MIB);
-    let mut stream = TcpStream::connect(server.addresses.http).await.unwrap();
-    let fields = format!("Content-Length: {}\r\nExpect: 100-continue\r\n", webhook.body.len());
-    stream.write_all(head(&webhook, &fields).as_bytes()).await.unwrap();
-    assert!(answer_of(&mut stream).await.starts_with("HTTP/1.1 100 "));
-    stream
+/// A server whose memory for large webhooks is held by one that waits for the disk. Each permit of the store's gate lets one
+/// large webhook pass.
+async fn hold() -> (TestServer, Arc<Gated>, JoinHandle<StatusCode>) {
+    let store = Arc::new(Gated::new().from(MIB));
+    let server = TestServer::run(Config::from_toml(&settings(ONE)).unwrap(), store.clone()).await;
+    let sender = Sender::new(&server);
+    let held = tokio::spawn(async move { sender.request(&webhook("held", MIB)).await.unwrap().status() });
+    soon(store.arrived.notified()).await;
+    (server, store, held)
 }
 
 #[tokio::test]
@@ -78,14 +82,13 @@ async fn twenty_large_webhooks_at_the_same_time_are_all_stored() {
 
 #[tokio::test]
 async fn small_webhooks_do_not_wait_behind_large_ones_and_those_keep_their_order() {
-    let server = TestServer::start(ONE).await;
-    let holding = hold(&server).await;
+    let (server, store, _held) = hold().await;
     let mut waiting = JoinSet::new();
     for number in 0..3 {
         let webhook = webhook(&format!("large-{number}"), MIB);
-        let mut stream = announce(&server, &webhook).await;
+        let mut stream = announce(&server, &webhook, 1).await;
         waiting.spawn(async move {
-            stream.write_all(&webhook.body).await.unwrap();
+            stream.write_all(&webhook.body[1..]).await.unwrap();
             answer_of(&mut stream).await
         });
         // It overtakes the large ones, which have come before.
@@ -93,33 +96,35 @@ async fn small_webhooks_do_not_wait_behind_large_ones_and_those_keep_their_order
     }
     assert_eq!(server.events().await, 3);
     assert!(waiting.try_join_next().is_none());
-    drop(holding);
+    store.gate.add_permits(4);
     while let Some(answer) = soon(waiting.join_next()).await {
         assert!(answer.unwrap().starts_with("HTTP/1.1 201 "));
     }
-    assert_eq!(delivery_ids(&server).await[3..], ["large-0", "large-1", "large-2"]);
+    assert_eq!(delivery_ids(&server).await[3..], ["held", "large-0", "large-1", "large-2"]);
+}
+
+/// Sends a webhook without announcing its length, and returns the answer.
+async fn send_chunked(address: SocketAddr, webhook: Request) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (first, second) = (&webhook.body[..3], &webhook.body[3..]);
+    let head = head(&webhook, "Transfer-Encoding: chunked\r\n");
+    let begin = format!("{head}3\r\n{}\r\n{:x}\r\n", String::from_utf8_lossy(first), second.len());
+    let message = [begin.as_bytes(), second, b"\r\n0\r\n\r\n"].concat();
+    stream.write_all(&message).await.unwrap();
+    answer_of(&mut stream).await
 }
 
 #[tokio::test]
-async fn without_a_length_the_largest_body_is_reserved_and_the_rest_given_back() {
-    let server = TestServer::start(ONE).await;
-    let holding = hold(&server).await;
-    let chunked = webhook("chunked", 10_000);
-    let mut waiting = TcpStream::connect(server.addresses.http).await.unwrap();
-    let fields = "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n";
-    waiting.write_all(head(&chunked, fields).as_bytes()).await.unwrap();
-    Sender::new(&server).push("small").await;
-    let mut answer = Box::pin(answer_of(&mut waiting));
-    assert!((&mut answer).now_or_never().is_none(), "it waits");
-    drop(holding);
-    assert!(answer.await.starts_with("HTTP/1.1 100 "));
-    let body = std::str::from_utf8(&chunked.body).unwrap();
-    for part in [&body[..3], &body[3..]] {
-        waiting.write_all(format!("{:x}\r\n{part}\r\n", part.len()).as_bytes()).await.unwrap();
-    }
-    waiting.write_all(b"0\r\n\r\n").await.unwrap();
-    assert!(answer_of(&mut waiting).await.starts_with("HTTP/1.1 201 "));
-    drop(hold(&server).await);
+async fn without_a_length_a_webhook_counts_as_small_until_it_is_larger() {
+    let (server, store, _held) = hold().await;
+    let mut large = tokio::spawn(send_chunked(server.addresses.http, webhook("large", MIB)));
+    let answer = send_chunked(server.addresses.http, webhook("small", 10_000)).await;
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    Sender::new(&server).push("other").await;
+    assert!((&mut large).now_or_never().is_none(), "it waits");
+    store.gate.add_permits(2);
+    assert!(soon(large).await.unwrap().starts_with("HTTP/1.1 201 "));
+    assert_eq!(delivery_ids(&server).await, ["small", "other", "held", "large"]);
 }
 
 #[tokio::test]
@@ -146,8 +151,8 @@ async fn after_its_deadline_a_webhook_gets_503_and_its_memory_is_held_until_it_i
 #[tokio::test]
 async fn a_body_that_is_too_slow_makes_room_for_those_that_wait() {
     let server = TestServer::start("body-limit = \"1MiB\"\ninflight-limit = \"2MiB\"").await;
-    // A signature that nobody made, and a body that does not come.
-    let mut forged = hold(&server).await;
+    // A body that stops.
+    let mut forged = announce(&server, &webhook("forged", MIB), MIB - 1).await;
     let answer = Sender::new(&server).request(&webhook("delivery-1", MIB)).await.unwrap();
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(answer_of(&mut forged).await.starts_with("HTTP/1.1 408 "));
@@ -170,11 +175,10 @@ async fn a_large_body_without_a_plausible_signature_is_refused_unread() {
 
 #[tokio::test]
 async fn the_number_of_webhooks_that_wait_is_bounded() {
-    let server = TestServer::start(ONE).await;
-    let _holding = hold(&server).await;
+    let (server, _store, _held) = hold().await;
     let mut waiting = Vec::new();
     for number in 0..130 {
-        waiting.push(announce(&server, &webhook(&format!("delivery-{number}"), MIB)).await);
+        waiting.push(announce(&server, &webhook(&format!("delivery-{number}"), MIB), 1).await);
     }
     let mut answers: FuturesUnordered<_> = waiting.iter_mut().map(answer_of).collect();
     for _ in 0..2 {
@@ -211,8 +215,7 @@ async fn send(
 
 #[tokio::test]
 async fn streams_that_wait_for_memory_do_not_hold_up_others_of_their_connection() {
-    let server = TestServer::start(ONE).await;
-    let holding = hold(&server).await;
+    let (server, store, _held) = hold().await;
     let tcp = TcpStream::connect(server.addresses.http).await.unwrap();
     let (connection, running) = handshake(TokioExecutor::new(), TokioIo::new(tcp)).await.unwrap();
     let running = tokio::spawn(running);
@@ -231,23 +234,43 @@ async fn streams_that_wait_for_memory_do_not_hold_up_others_of_their_connection(
     assert_eq!(status, StatusCode::CREATED);
     assert_eq!(delivery_ids(&server).await, ["small"]);
     assert!(waiting.try_join_next().is_none(), "the large ones still wait");
-    drop(holding);
+    store.gate.add_permits(21);
     while let Some(status) = soon(waiting.join_next()).await {
         assert_eq!(status.unwrap(), StatusCode::CREATED);
     }
-    assert_eq!(server.events().await, 21);
+    assert_eq!(server.events().await, 22);
     drop(connection);
     soon(running).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn senders_that_have_gone_do_not_hold_up_those_behind_them() {
-    let server = TestServer::start(ONE).await;
-    let holding = hold(&server).await;
+    let (server, store, _held) = hold().await;
     for number in 0..20 {
-        drop(announce(&server, &webhook(&format!("gone-{number}"), MIB)).await);
+        drop(announce(&server, &webhook(&format!("gone-{number}"), MIB), 1).await);
     }
-    drop(holding);
+    store.gate.add_permits(2);
     let answer = Sender::new(&server).request(&webhook("stays", MIB)).await.unwrap();
     assert_eq!(answer.status(), StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn stalled_uploads_hold_up_no_small_webhook_of_the_same_address() {
+    let server = TestServer::start("").await;
+    let (large, small) = (webhook("large", 16 * MIB), webhook("small", 256 << 10));
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        // More than the system's buffers take is sent only as far as the server reads.
+        stalled.push(announce(&server, &large, 1 << 20).await);
+    }
+    for _ in 0..60 {
+        stalled.push(announce(&server, &small, small.body.len() - 1).await);
+    }
+    let sender = Sender::new(&server);
+    for number in 0..10 {
+        let webhook = webhook(&format!("delivery-{number}"), if number % 2 == 0 { 10_000 } else { 200_000 });
+        let answer = tokio::time::timeout(Duration::from_secs(4), sender.request(&webhook)).await;
+        assert_eq!(answer.expect("it waited for the stalled uploads").unwrap().status(), StatusCode::CREATED);
+    }
+    assert_eq!(server.events().await, 10);
 }

@@ -399,6 +399,7 @@ async fn pushes_count_as_bytes_in_flight() {
     );
     standing.write_all(head.as_bytes()).await.unwrap();
     soon(standing.read_exact(&mut [0; 12])).await.unwrap();
+    standing.write_all(&[b' '; 999_999]).await.unwrap();
     let mut waiting = Box::pin(push(&server, large(), None));
     let waits = tokio::time::timeout(Duration::from_millis(200), waiting.as_mut()); // nothing tells that it waits
     assert!(waits.await.is_err());

@@ -36,6 +36,8 @@ pub struct Gated {
     pub arrived: Notify,
     /// One permit lets one append pass.
     pub gate: Semaphore,
+    /// The smallest body that waits, in bytes.
+    from: usize,
     is_broken: bool,
     /// Whether closing it never ends.
     is_stuck: bool,
@@ -44,7 +46,13 @@ pub struct Gated {
 impl Gated {
     pub fn new() -> Self {
         let inner = MemoryStore::new(Options::default());
-        Self { inner, arrived: Notify::new(), gate: Semaphore::new(0), is_broken: false, is_stuck: false }
+        let (arrived, gate) = (Notify::new(), Semaphore::new(0));
+        Self { inner, arrived, gate, from: 0, is_broken: false, is_stuck: false }
+    }
+
+    /// Only bodies of at least so many bytes wait.
+    pub fn from(self, bytes: usize) -> Self {
+        Self { from: bytes, ..self }
     }
 
     /// A store that cannot store.
@@ -70,8 +78,10 @@ impl Gated {
 impl EventStore for Gated {
     async fn append(&self, webhook: Webhook) -> Result<Appended, StoreError> {
         self.check()?;
-        self.arrived.notify_one();
-        self.gate.acquire().await.unwrap().forget();
+        if webhook.body.len() >= self.from {
+            self.arrived.notify_one();
+            self.gate.acquire().await.unwrap().forget();
+        }
         self.inner.append(webhook).await
     }
 
