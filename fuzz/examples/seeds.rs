@@ -35,7 +35,7 @@ fn main() -> io::Result<()> {
         redelivery: true,
         address: Address {
             client: Some("home".parse().expect("an id")),
-            target: Some("jenkins:8080".into()),
+            targets: vec!["jenkins:8080".into()],
         },
         webhook: testing::webhook(7, "octo/hello", 20),
     };

@@ -70,7 +70,7 @@ fn operators(data: &[u8]) {
     if let Ok(wire) = v1::RedeliverEventsRequest::decode(data)
         && let Ok(request) = again::<_, RedeliveryRequest>(wire, |request| request.into())
     {
-        request.check().expect("a request that would deliver everything again is refused");
+        drop(request.check(Sequence::new(9)));
     }
     if let Ok(wire) = v1::ListRelaysResponse::decode(data) {
         for relay in wire.relays {
@@ -123,13 +123,8 @@ pub(crate) fn event(wire: v1::Event) -> Result<Event, WireError> {
 
 fn started(wire: &v1::Started) {
     let Some(sent) = wire.heartbeat_interval else { return };
-    match convert::from_duration("heartbeat_interval", sent) {
-        Ok(interval) => {
-            let back = convert::from_duration("heartbeat_interval", convert::duration(interval));
-            assert_eq!(back, Ok(interval));
-        }
-        Err(error) => assert_one_line(&error.to_string()),
-    }
+    let interval = convert::from_duration(sent);
+    assert_eq!(convert::from_duration(convert::duration(interval)), interval);
 }
 
 /// From the wire to the core, back over the wire, and to the core again: the same.

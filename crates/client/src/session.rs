@@ -226,8 +226,7 @@ impl Session<'_> {
     }
 
     fn start(&mut self, started: &Started) -> Result<(), End> {
-        let interval = from_duration("heartbeat_interval", started.heartbeat_interval.unwrap_or_default())
-            .map_err(|error| End::Broken(Status::internal(error.to_string())))?;
+        let interval = from_duration(started.heartbeat_interval.unwrap_or_default());
         let interval = interval.clamp(*HEARTBEATS.start(), *HEARTBEATS.end());
         self.patience = interval + (interval / 2).max(SHORTEST_GRACE);
         let log = Seen {

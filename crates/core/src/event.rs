@@ -58,10 +58,12 @@ impl fmt::Display for Sequence {
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The point this many milliseconds after the Unix epoch; what no clock reaches is cut off.
+    /// The last millisecond of the year 9999: RFC 3339 has no form for later times.
+    pub const MAX: Self = Self(253_402_300_799_999);
+
+    /// The point this many milliseconds after the Unix epoch. Later points than [`Timestamp::MAX`] become it.
     pub const fn from_millis(millis: u64) -> Self {
-        const MAX: u64 = i64::MAX as u64;
-        Self(if millis > MAX { MAX } else { millis })
+        if millis > Self::MAX.0 { Self::MAX } else { Self(millis) }
     }
 
     /// Milliseconds since the Unix epoch.
@@ -77,13 +79,8 @@ impl Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// `2026-01-31T12:00:00.123Z` (RFC 3339); a time beyond the year 9999 in milliseconds.
+    /// `2026-01-31T12:00:00.123Z` (RFC 3339).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The first second of the year 10000, for which RFC 3339 has no form.
-        const BEYOND: u64 = 253_402_300_800_000;
-        if self.0 >= BEYOND {
-            return write!(f, "{}", self.0);
-        }
         humantime::format_rfc3339_millis((*self).into()).fmt(f)
     }
 }
@@ -295,13 +292,13 @@ impl Webhook {
 }
 
 /// For whom an event is. A webhook as it comes is for everybody; an operator may redeliver one to a single client, or
-/// to a single target.
+/// to some targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Address {
     /// Only for this client.
     pub client: Option<ClientId>,
-    /// Only for targets of this name.
-    pub target: Option<Box<str>>,
+    /// Only for targets of these names, each on one line; none is all. At most [`MAX_TARGETS`](crate::outcomes::MAX_TARGETS).
+    pub targets: Vec<Box<str>>,
 }
 
 impl Address {
@@ -312,7 +309,7 @@ impl Address {
 
     /// Whether the event is for the target of this name.
     pub fn includes_target(&self, target: &str) -> bool {
-        self.target.as_deref().is_none_or(|only| only == target)
+        self.targets.is_empty() || self.targets.iter().any(|only| **only == *target)
     }
 }
 
@@ -363,5 +360,17 @@ mod tests {
         assert_eq!(Timestamp::from(SystemTime::from(time)), time);
         assert_eq!(time.minus(Duration::from_millis(23)).as_millis(), 1_700_000_000_100);
         assert_eq!(time.minus(Duration::MAX).as_millis(), 0);
+    }
+
+    #[test]
+    fn no_time_is_too_late_to_be_shown() {
+        for millis in [253_402_300_799_999, 253_402_300_800_000, i64::MAX as u64, u64::MAX] {
+            let time = Timestamp::from_millis(millis);
+            assert_eq!(time.to_string(), "9999-12-31T23:59:59.999Z");
+            assert_eq!(Timestamp::from(SystemTime::from(time)), time);
+        }
+        let beyond = SystemTime::UNIX_EPOCH + Duration::from_secs(400_000_000_000);
+        assert_eq!(Timestamp::from(beyond), Timestamp::MAX);
+        assert_eq!(Timestamp::default().to_string(), "1970-01-01T00:00:00.000Z");
     }
 }

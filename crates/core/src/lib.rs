@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Read on in that order: [`event`], [`headers`], [`hop`], [`repository`], [`verify`], [`classify`], [`store`], [`filter`],
-//! [`subscription`], [`target`].
+//! [`subscription`], [`target`], [`outcomes`].
 
 pub mod backoff;
 pub mod classify;
@@ -20,6 +20,7 @@ pub mod event;
 pub mod filter;
 pub mod headers;
 pub mod hop;
+pub mod outcomes;
 pub mod ranges;
 pub mod repository;
 pub mod secret;

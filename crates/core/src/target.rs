@@ -75,7 +75,8 @@ pub struct Outcome {
     pub duration: Duration,
     /// When it ended.
     pub at: Timestamp,
-    /// The last try's line for people, or the start of the target's answer, at most 2 KiB.
+    /// The last try's line for people, or the start of the target's answer, at most 2 KiB. A `…` at its end shows that
+    /// it was cut.
     pub detail: String,
 }
 

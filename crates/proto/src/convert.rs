@@ -8,10 +8,11 @@ use gitstafette_core::event::{
 use gitstafette_core::filter::Filter;
 use gitstafette_core::headers::Headers;
 use gitstafette_core::hop::{Hop, Hops, MAX_HOPS};
+use gitstafette_core::outcomes::{MAX_TARGETS, Outcomes};
 use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
-use gitstafette_core::text::is_showable;
+use gitstafette_core::text::{is_showable, shorten};
 use tonic::codegen::http::{HeaderName, HeaderValue};
 
 use crate::v1;
@@ -22,6 +23,8 @@ mod operator;
 mod relay;
 mod seen;
 mod time;
+
+pub use gitstafette_core::outcomes::MAX_DETAIL_BYTES;
 
 pub use first_attempts::{first_attempts, from_first_attempts};
 pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, from_go_headers};
@@ -36,8 +39,6 @@ pub use operator::{
     WatchlistEntry, WatchlistOrigin,
 };
 
-/// The longest detail of an outcome, in bytes.
-pub const MAX_DETAIL_BYTES: usize = 2048;
 /// The most patterns that one subscription may name.
 pub const MAX_PATTERNS: usize = 1000;
 /// The most header fields that an event may have. hyper takes 100 with a request; what the Go implementation sends is three
@@ -51,8 +52,6 @@ pub const MAX_DEFERRED: usize = 16_384;
 pub const MAX_NAME_BYTES: usize = 256;
 /// The name of a server on an event's way whose own name cannot be shown.
 const UNKNOWN_SERVER: &str = "unknown";
-/// The most targets that one client may report for an event.
-const MAX_OUTCOMES: usize = 256;
 
 /// A message that cannot be what it claims. The peer's fault; sending it again does not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,7 +173,7 @@ impl TryFrom<v1::Subscription> for Subscription {
             start: match wire.start {
                 None => Start::Cursor,
                 Some(Wire::AfterSequence(sequence)) => Start::After(Sequence::new(sequence)),
-                Some(Wire::ReceivedSince(time)) => Start::Since(from_timestamp("received_since", time)?),
+                Some(Wire::ReceivedSince(time)) => Start::Since(from_timestamp(time)),
                 Some(Wire::Latest(_)) => Start::Latest,
             },
             existing_cursor: if wire.keep_cursor { ExistingCursor::Keep } else { ExistingCursor::Move },
@@ -293,7 +292,7 @@ impl From<&Address> for v1::Address {
     fn from(address: &Address) -> Self {
         Self {
             client_id: address.client.as_ref().map(ToString::to_string),
-            target: address.target.as_deref().map(str::to_owned),
+            targets: address.targets.iter().map(|target| target.to_string()).collect(),
         }
     }
 }
@@ -302,9 +301,12 @@ impl TryFrom<v1::Address> for Address {
     type Error = WireError;
 
     fn try_from(wire: v1::Address) -> Result<Self, WireError> {
+        if wire.targets.len() > MAX_TARGETS {
+            return Err(WireError::new("targets", format!("more than {MAX_TARGETS}")));
+        }
         Ok(Self {
             client: parse_optional("client_id", wire.client_id.as_deref())?,
-            target: wire.target.map(target_name).transpose()?,
+            targets: wire.targets.into_iter().map(target_name).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -337,7 +339,7 @@ impl TryFrom<v1::Event> for Event {
         };
         let address = wire.address.map(|address| Address {
             client: address.client_id.and_then(|id| id.parse().ok()),
-            target: address.target.and_then(|name| target_name(name).ok()),
+            targets: address.targets.into_iter().filter_map(|name| target_name(name).ok()).collect(),
         });
         Ok(Self {
             sequence: Sequence::new(wire.sequence),
@@ -360,17 +362,13 @@ impl From<&Acknowledgement> for v1::Acknowledgement {
 impl TryFrom<v1::Acknowledgement> for Acknowledgement {
     type Error = WireError;
 
+    /// Of any number of outcomes, as many stay as a store keeps.
     fn try_from(wire: v1::Acknowledgement) -> Result<Self, WireError> {
-        if wire.outcomes.is_empty() || wire.outcomes.len() > MAX_OUTCOMES {
-            return Err(WireError::new(
-                "outcomes",
-                format!("an acknowledgement has 1 to {MAX_OUTCOMES} outcomes"),
-            ));
+        if wire.outcomes.is_empty() {
+            return Err(WireError::new("outcomes", "an acknowledgement has at least one outcome"));
         }
-        Ok(Self {
-            sequence: Sequence::new(wire.sequence),
-            outcomes: wire.outcomes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-        })
+        let outcomes = wire.outcomes.into_iter().map(Outcome::try_from).collect::<Result<Outcomes, _>>()?;
+        Ok(Self { sequence: Sequence::new(wire.sequence), outcomes: outcomes.into() })
     }
 }
 
@@ -410,11 +408,8 @@ impl TryFrom<v1::Outcome> for Outcome {
             result,
             code: Some(wire.code).filter(|code| *code > 0),
             attempts: wire.attempts,
-            duration: from_duration("duration", wire.duration.unwrap_or_default())?,
-            at: match wire.at {
-                Some(at) => from_timestamp("at", at)?,
-                None => SystemTime::now().into(),
-            },
+            duration: from_duration(wire.duration.unwrap_or_default()),
+            at: readable_time(wire.at).unwrap_or_else(|| SystemTime::now().into()),
             detail: cut(wire.detail),
         })
     }
@@ -484,7 +479,7 @@ pub fn numbers(sequences: impl IntoIterator<Item = Sequence>) -> Vec<u64> {
 }
 
 fn cut(mut detail: String) -> String {
-    detail.truncate(detail.floor_char_boundary(MAX_DETAIL_BYTES));
+    shorten(&mut detail, MAX_DETAIL_BYTES);
     detail
 }
 

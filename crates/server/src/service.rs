@@ -93,8 +93,8 @@ impl Gitstafette for Service {
     async fn redeliver_events(
         &self,
         request: Request<v1::RedeliverEventsRequest>,
-    ) -> Result<Response<v1::RedeliverEventsResponse>, Status> {
-        self.admin.redeliver_events(request.into_inner()).await.map(Response::new)
+    ) -> Result<Response<BoxStream<v1::RedeliverEventsResponse>>, Status> {
+        self.admin.redeliver_events(request.into_inner()).map(Response::new)
     }
 
     async fn list_subscriptions(

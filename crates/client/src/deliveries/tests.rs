@@ -270,7 +270,7 @@ async fn an_address_selects_one_route() {
     let mut deliveries = deliveries(vec![route(&shop), route(&shop)], 8);
     for (sequence, target, result) in [(1, "shop#2", "shop#2"), (2, "elsewhere", NO_TARGET)] {
         let mut addressed = Event::clone(&event(sequence, "octo/hello"));
-        addressed.address.target = Some(target.into());
+        addressed.address.targets = vec![target.into()];
         deliveries.accept(&Arc::new(addressed), &[]);
         let outcomes = acknowledged(&mut deliveries).await.outcomes;
         assert_eq!((outcomes.len(), outcomes[0].target.as_str()), (1, result));

@@ -277,9 +277,11 @@ impl Redeliver {
         if let Some(sequence) = self.sequence {
             (listing.first, listing.last) = (Sequence::new(sequence), Sequence::new(sequence));
         }
-        let address = Address { client: self.to_client.clone(), target: self.to_target.clone() };
+        let targets = self.to_target.iter().cloned().collect();
+        let address = Address { client: self.to_client.clone(), targets };
         let request = RedeliveryRequest { listing, address };
-        request.check().map_err(|_| {
+        // Whether the range ends within the log is known when the log is.
+        request.check(Sequence::MAX.previous()).map_err(|_| {
             let what = "a SEQUENCE, --first and --last, --delivery or --dead-letters";
             OperateError::Usage(format!("everything would be delivered again; say what is meant: {what}"))
         })?;

@@ -85,7 +85,7 @@ impl Follower {
                 }
                 Some(FollowEventsResponse { entry: None, heartbeat_interval }) => {
                     if let Some(interval) = heartbeat_interval {
-                        let interval = from_duration("heartbeat_interval", interval)?;
+                        let interval = from_duration(interval);
                         silence_timeout = interval.min(FIRST_MESSAGE_TIMEOUT) * 3 / 2;
                     }
                 }

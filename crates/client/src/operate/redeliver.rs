@@ -1,9 +1,13 @@
-//! `events redeliver`.
+//! `events redeliver`. The server tells what it appends as it goes, so that a command that breaks off knows where to go on.
+
+use std::time::Duration;
 
 use gitstafette_core::event::Sequence;
-use gitstafette_proto::convert::RedeliveryRequest;
+use gitstafette_core::store::Listing;
+use gitstafette_proto::convert::{MAX_REDELIVERED, RedeliveryRequest};
 use gitstafette_proto::v1::{self, ShowStatisticsRequest};
 use serde::Serialize;
+use tonic::Status;
 
 use super::commands::{Format, Redeliver};
 use super::pages::Pages;
@@ -11,9 +15,8 @@ use super::table::{Column, Table};
 use super::{Console, OperateError, answered};
 use crate::connect::{Connection, ServerAddress};
 
-/// How many events one call delivers again: as many as the server commits at once. A call must end in good time on slow
-/// disks, too, and what it did is only known by its answer.
-const BATCH: usize = 256;
+/// How long the server may be silent. It tells its progress every few seconds.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// One event that is delivered again.
 #[derive(Debug, Serialize)]
@@ -79,7 +82,7 @@ async fn count_events(
     Ok(count)
 }
 
-/// Call after call until all is done; how many events that were.
+/// Call after call until all is done; how many events were appended. If that breaks off, the error says how to go on.
 async fn append(
     mut request: RedeliveryRequest,
     most: usize,
@@ -87,27 +90,75 @@ async fn append(
     connection: &mut Connection,
     console: &mut Console,
 ) -> Result<usize, OperateError> {
-    let mut table = Table::new([Column::number("SEQUENCE"), Column::number("REDELIVERED AS")]);
-    let mut count = 0;
-    while count < most {
-        request.listing.limit = BATCH.min(most - count);
-        let answer =
-            answered(connection.calls.redeliver_events(v1::RedeliverEventsRequest::from(&request))).await?;
-        count += distinct(&answer.redelivered);
-        print(&answer.redelivered, format, &mut table, console)?;
-        match answer.next {
-            0 => break,
-            next => request.listing.first = Sequence::new(next),
+    let mut redelivering = Redelivering {
+        table: Table::new([Column::number("SEQUENCE"), Column::number("REDELIVERED AS")]),
+        format,
+        count: 0,
+    };
+    loop {
+        request.listing.limit = (MAX_REDELIVERED as usize).min(most.saturating_sub(redelivering.count));
+        let call = redelivering.follow(&mut request, connection, console);
+        let result = tokio::select! {
+            result = call => result,
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                Err(OperateError::Failed("interrupted".into()))
+            }
+        };
+        match result {
+            Ok(true) if redelivering.count < most => {}
+            Ok(_) => return Ok(redelivering.count),
+            // Nobody wants to know, or there is only one event.
+            Err(error) if error.is_quiet() || request.is_for_one_event() => return Err(error),
+            Err(error) => return Err(redelivering.broken_off(&error, &request, most)),
         }
     }
-    Ok(count)
 }
 
-/// How many events these are: one that is dead at two targets is appended twice.
-fn distinct(redelivered: &[v1::Redelivered]) -> usize {
-    let mut sequences: Vec<_> = redelivered.iter().map(|one| one.sequence).collect();
-    sequences.dedup();
-    sequences.len()
+/// What was redelivered so far.
+struct Redelivering {
+    table: Table<2>,
+    format: Format,
+    count: usize,
+}
+
+impl Redelivering {
+    /// Prints what one call appends as it is told. Sets the request to go on from there; whether anything is left.
+    async fn follow(
+        &mut self,
+        request: &mut RedeliveryRequest,
+        connection: &mut Connection,
+        console: &mut Console,
+    ) -> Result<bool, OperateError> {
+        let call = connection.calls.redeliver_events(v1::RedeliverEventsRequest::from(&*request));
+        let mut messages = answered(call).await?;
+        let mut next = None;
+        loop {
+            let message = tokio::time::timeout(SILENCE, messages.message()).await.map_err(|_| {
+                Status::unavailable(format!("no message from the server for {} s", SILENCE.as_secs()))
+            })?;
+            let Some(progress) = message? else { break };
+            self.count += progress.redelivered.len();
+            next = Some(progress.next).filter(|next| *next > 0).map(Sequence::new);
+            request.listing.first = next.unwrap_or(request.listing.first);
+            print(&progress.redelivered, self.format, &mut self.table, console)?;
+        }
+        Ok(next.is_some())
+    }
+
+    fn broken_off(&self, error: &OperateError, request: &RedeliveryRequest, most: usize) -> OperateError {
+        let Listing { first, last, .. } = request.listing;
+        let limit = match most {
+            usize::MAX => String::new(),
+            most => format!(" --limit {}", most.saturating_sub(self.count)),
+        };
+        OperateError::Failed(format!(
+            "{error}; {} redelivered, maybe some more that the server did not tell; to go on, repeat the command with \
+             --first {} --last {last}{limit}",
+            events(self.count),
+            first.max(Sequence::new(1))
+        ))
+    }
 }
 
 fn print(

@@ -123,8 +123,8 @@ fn origin(event: &Event) -> String {
     if let Some(client) = &event.address.client {
         text.push_str(&format!(" · only for client {client}"));
     }
-    if let Some(target) = &event.address.target {
-        text.push_str(&format!(" · only for target {target}"));
+    if !event.address.targets.is_empty() {
+        text.push_str(&format!(" · only for target {}", event.address.targets.join(", ")));
     }
     text
 }

@@ -68,6 +68,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::seeking_forgets_what_is_ahead(&open(options).await).await;
     progressing::keeps_outcomes_by_client_and_target(&open(options).await).await;
     progressing::a_second_report_replaces_the_first(&open(options).await).await;
+    progressing::stores_a_bounded_number_of_outcomes(&open(options).await).await;
     progressing::passes_over_events_without_acknowledging(&open(options).await).await;
     progressing::keeps_first_attempts_until_the_event_is_done(&open(options).await).await;
     progressing::the_earliest_first_attempt_counts(&open(options).await).await;
@@ -102,12 +103,14 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     operating::lists_what_is_selected(&open(options).await).await;
     operating::lists_by_fate(&open(options).await).await;
     operating::goes_on_where_a_page_stopped(Arc::new(open(options).await)).await;
+    operating::bounds_the_bytes_of_a_page(&open(options).await).await;
     operating::shows_every_cursor(&open(options).await).await;
     operating::keeps_changes_of_the_watchlist(&open(options).await).await;
 
     let retention = Retention::default();
     keeping::by_count(&open(keep(Retention { count: 3, ..retention })).await).await;
     keeping::by_bytes(&open(keep(Retention { bytes: 5_000, ..retention })).await).await;
+    keeping::by_bytes_of_outcomes(&open(keep(Retention { bytes: 50_000, ..retention })).await).await;
     keeping::one_event_may_exceed_the_bytes(&open(keep(Retention { bytes: 10, ..retention })).await).await;
     keeping::by_age(&open(keep(Retention { age: Duration::ZERO, ..retention })).await).await;
     keeping::forgets_all_about_a_removed_event(&open(keep(Retention { count: 1, ..retention })).await).await;

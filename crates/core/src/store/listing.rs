@@ -8,7 +8,11 @@ use serde::Serialize;
 use super::tail::{Look, SCAN_LIMIT};
 use crate::event::{Address, ClientId, DeliveryId, Event, Facts, Sequence, Timestamp};
 use crate::filter::Filter;
+use crate::outcomes::Reported;
 use crate::target::{Outcome, OutcomeResult};
+
+/// The bytes of one page of a listing, about, unless the caller says otherwise.
+pub const LISTED_BYTES: usize = 1 << 20;
 
 /// Which entries of the log are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,10 +33,12 @@ pub struct Listing {
     pub order: Order,
     /// Entries on one page, at least 1.
     pub limit: usize,
+    /// Bytes of the entries that are looked at for one page, about. One entry is looked at whatever its size.
+    pub bytes: usize,
 }
 
 impl Default for Listing {
-    /// The newest hundred.
+    /// The newest hundred, as far as they fit [`LISTED_BYTES`].
     fn default() -> Self {
         Self {
             filter: Filter::default(),
@@ -43,6 +49,7 @@ impl Default for Listing {
             last: Sequence::MAX,
             order: Order::NewestFirst,
             limit: 100,
+            bytes: LISTED_BYTES,
         }
     }
 }
@@ -165,6 +172,22 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// About how many bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        let hops = self.facts.iter().flat_map(|facts| facts.hops.iter());
+        let targets = self.address.targets.iter().map(|target| target.len());
+        let outcomes = self.reports.iter().map(|report| {
+            let Outcome { target, detail, .. } = &report.outcome;
+            size_of::<Report>() + report.client.as_str().len() + target.len() + detail.len()
+        });
+        // The texts of the metadata are short.
+        size_of::<Self>()
+            + 1024
+            + hops.map(|hop| size_of_val(hop) + hop.server.len()).sum::<usize>()
+            + targets.sum::<usize>()
+            + outcomes.sum::<usize>()
+    }
+
     /// The entry of an event.
     pub fn new(event: &Event, reports: Vec<Report>) -> Self {
         Self {
@@ -193,6 +216,12 @@ pub struct Report {
 }
 
 impl Report {
+    /// What a client reported, with what became of it since.
+    pub(super) fn new(client: &ClientId, reported: &Reported) -> Self {
+        let Reported { outcome, redelivered_as } = reported.clone();
+        Self { client: client.clone(), outcome, redelivered_as }
+    }
+
     /// Whether the target did not take it, and it was not redelivered since.
     pub fn is_dead_letter(&self) -> bool {
         self.outcome.result == OutcomeResult::Failed && self.redelivered_as.is_none()
@@ -206,12 +235,14 @@ pub(super) struct Sieve<'a> {
     listed: Listed,
     last: Option<Sequence>,
     looked_at: usize,
+    /// Bytes of the entries that were looked at.
+    bytes: usize,
 }
 
 impl<'a> Sieve<'a> {
     /// An empty page.
     pub(super) fn new(listing: &'a Listing) -> Self {
-        Self { listing, listed: Listed::default(), last: None, looked_at: 0 }
+        Self { listing, listed: Listed::default(), last: None, looked_at: 0, bytes: 0 }
     }
 
     /// Decides about the next event between the listing's first and last, in its order. One that comes twice in a row
@@ -220,7 +251,9 @@ impl<'a> Sieve<'a> {
         if self.last == Some(sequence) {
             return Look::Pass;
         }
-        if self.looked_at == SCAN_LIMIT || self.listed.entries.len() >= self.listing.limit.max(1) {
+        let is_full = self.listed.entries.len() >= self.listing.limit.max(1)
+            || (self.bytes > 0 && self.bytes >= self.listing.bytes);
+        if is_full || self.looked_at == SCAN_LIMIT {
             self.listed.next = Some(sequence);
             return Look::Stop;
         }
@@ -241,6 +274,7 @@ impl<'a> Sieve<'a> {
 
     /// Adds the entry that was to be taken, if its fate is the one that is wanted.
     pub(super) fn take(&mut self, entry: Entry) {
+        self.bytes += entry.bytes();
         if self.listing.fate.as_ref().is_none_or(|fate| fate.matches(&entry.reports)) {
             self.listed.entries.push(entry);
         }

@@ -30,8 +30,10 @@ use crate::event::{
 };
 use crate::filter::Filter;
 use crate::hop::{Hops, Origin};
+use crate::outcomes::Outcomes;
 use crate::repository::{RepositoryId, RepositoryPattern};
 use crate::subscription::Progress;
+use crate::target::OutcomeResult;
 
 /// A store in memory: gone with the process, otherwise as good as any.
 #[derive(Debug)]
@@ -53,7 +55,9 @@ struct State {
     newest: HashMap<Identity, Sequence>,
     /// The event of each origin and identity.
     origins: HashMap<(Origin, Identity), Sequence>,
-    reports: BTreeMap<Sequence, BTreeMap<(ClientId, String), Report>>,
+    reports: BTreeMap<Sequence, BTreeMap<ClientId, Outcomes>>,
+    /// What all reports take, for retention.
+    report_bytes: u64,
     /// How many events each repository with a number has.
     counts: BTreeMap<RepositoryId, u64>,
     clients: BTreeMap<ClientId, Progress>,
@@ -94,6 +98,7 @@ impl MemoryStore {
             newest: HashMap::new(),
             origins: HashMap::new(),
             reports: BTreeMap::new(),
+            report_bytes: 0,
             counts: BTreeMap::new(),
             clients: BTreeMap::new(),
             registered: BTreeMap::new(),
@@ -126,7 +131,7 @@ impl State {
         while let Some(accepted) = self.accepted.front() {
             let too_old = now.saturating_duration_since(*accepted) > retention.age;
             let too_many = self.log.len() > 1
-                && (self.log.len() as u64 > retention.count || self.log.bytes() > retention.bytes);
+                && (self.log.len() as u64 > retention.count || self.bytes() > retention.bytes);
             if !too_old && !too_many {
                 return;
             }
@@ -146,7 +151,9 @@ impl State {
         if let Some(origin) = event.webhook.facts.hops.origin() {
             self.origins.remove(&(origin, identity));
         }
-        self.reports.remove(&event.sequence);
+        for (client, outcomes) in self.reports.remove(&event.sequence).into_iter().flatten() {
+            self.report_bytes -= outcomes.stored_bytes(client.as_str().len());
+        }
         if let Some(id) = event.webhook.facts.repository_id
             && let Some(count) = self.counts.get_mut(&id)
         {
@@ -200,11 +207,14 @@ impl State {
         let mut webhook = self.log.find(sequence)?.webhook.clone();
         webhook.facts.hops = Hops::default();
         let new = self.push(webhook, true, address.clone());
-        for report in self.reports.get_mut(&sequence).into_iter().flat_map(BTreeMap::values_mut) {
-            let included =
-                address.includes_client(&report.client) && address.includes_target(&report.outcome.target);
-            if included && report.is_dead_letter() {
-                report.redelivered_as = Some(new);
+        let reports = self.reports.get_mut(&sequence).into_iter().flatten();
+        for (_, outcomes) in reports.filter(|(client, _)| address.includes_client(client)) {
+            for reported in outcomes.iter_mut() {
+                let is_dead =
+                    reported.outcome.result == OutcomeResult::Failed && reported.redelivered_as.is_none();
+                if is_dead && address.includes_target(&reported.outcome.target) {
+                    reported.redelivered_as = Some(new);
+                }
             }
         }
         Some(new)
@@ -227,7 +237,15 @@ impl State {
     }
 
     fn reports(&self, sequence: Sequence) -> Vec<Report> {
-        self.reports.get(&sequence).into_iter().flat_map(BTreeMap::values).cloned().collect()
+        let of_client = |(client, outcomes): (&ClientId, &Outcomes)| {
+            outcomes.iter().map(|one| Report::new(client, one)).collect::<Vec<_>>()
+        };
+        self.reports.get(&sequence).into_iter().flatten().flat_map(of_client).collect()
+    }
+
+    /// Bytes of the events and of what was reported of them.
+    fn bytes(&self) -> u64 {
+        self.log.bytes() + self.report_bytes
     }
 
     /// Looks for the first event from `from` on that was received at `time` or later, in a bounded part of the log.
@@ -273,11 +291,10 @@ impl State {
             if outcomes.is_empty() || !self.log.contains(sequence) {
                 continue;
             }
-            let kept = self.reports.entry(sequence).or_default();
-            kept.extend(outcomes.into_iter().map(|outcome| {
-                let key = (client.clone(), outcome.target.clone());
-                (key, Report { client: client.clone(), outcome, redelivered_as: None })
-            }));
+            let kept = self.reports.entry(sequence).or_default().entry(client.clone()).or_default();
+            self.report_bytes -= kept.stored_bytes(client.as_str().len());
+            outcomes.into_iter().for_each(|outcome| kept.add(outcome));
+            self.report_bytes += kept.stored_bytes(client.as_str().len());
         }
     }
 }
@@ -444,7 +461,7 @@ impl EventStore for MemoryStore {
         let state = self.state()?;
         Ok(Statistics {
             events: state.log.len() as u64,
-            bytes: state.log.bytes(),
+            bytes: state.bytes(),
             first: state.log.first().map_or(Sequence::ZERO, |event| event.sequence),
             head: state.log.head(),
             removed: state.removed,

@@ -43,7 +43,7 @@ pub use error::{OpenError, StoreError};
 pub use first_attempts::{FirstAttempt, MAX_FIRST_ATTEMPTS};
 pub use history::{History, MAX_RUNS, Run};
 pub use identity::{RunId, StoreId, StoreIdError};
-pub use listing::{Entry, Fate, FateError, FateFilter, Listed, Listing, Order, Report};
+pub use listing::{Entry, Fate, FateError, FateFilter, LISTED_BYTES, Listed, Listing, Order, Report};
 pub use memory::MemoryStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
@@ -138,7 +138,8 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
 
     /// Stores outcomes and moves the client's cursor to `cursor` if that is forwards; a client without one gets it.
     /// All or nothing. An event that retention has removed is no error: its outcomes are dropped. A second report for
-    /// the same event, client and target replaces the first.
+    /// the same event, client and target replaces the first. What one client reports of an event is bounded as
+    /// [`Outcomes`](crate::outcomes::Outcomes) says. It counts for retention by bytes.
     ///
     /// # Errors
     /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
@@ -178,8 +179,8 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// As [`read`](Self::read).
     async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError>;
 
-    /// One page of the log for an operator. A call looks at a bounded number of events, so a page may be empty and
-    /// not the last.
+    /// One page of the log for an operator. A call looks at a bounded number of events, and at a bounded number of bytes
+    /// of entries while it builds the page. So a page may be short, even empty, and not the last.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -355,7 +356,7 @@ pub struct DamagedEvents {
 pub struct Statistics {
     /// Events.
     pub events: u64,
-    /// Bytes of their headers and bodies.
+    /// Bytes of their headers and bodies, and of the outcomes that were reported of them.
     pub bytes: u64,
     /// The oldest event, or zero.
     pub first: Sequence,
@@ -395,7 +396,7 @@ pub struct Retention {
     pub age: Duration,
     /// Not more events than this, at least 1.
     pub count: u64,
-    /// Not more bytes of headers and bodies than this; one event may exceed it alone.
+    /// Not more bytes of headers, bodies and outcomes than this; one event may exceed it alone.
     pub bytes: u64,
 }
 

@@ -14,6 +14,7 @@ use super::{
 use crate::event::{Address, ClientId, Event, Sequence, Timestamp, Webhook};
 use crate::filter::Filter;
 use crate::hop::{Hop, Hops};
+use crate::outcomes::Outcomes;
 use crate::repository::RepositoryId;
 use crate::subscription::Progress;
 use crate::target::{Outcome, OutcomeResult};
@@ -22,13 +23,39 @@ use crate::testing;
 /// Sequences are given as places in the log, so that they hit; one beyond the end is an event that is not there.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { number: u64, size: usize, way: Vec<Hop> },
-    Acknowledge { client: u8, events: Vec<(usize, bool)>, cursor: usize },
-    Seek { client: u8, cursor: usize },
-    Read { after: usize, repository: Option<bool>, events: usize, bytes: u64 },
-    Before { time: u64 },
-    Redeliver { event: usize, address: Address },
-    List { first: usize, last: usize, listing: Listing },
+    Append {
+        number: u64,
+        size: usize,
+        way: Vec<Hop>,
+    },
+    /// Each event with so many outcomes.
+    Acknowledge {
+        client: u8,
+        events: Vec<(usize, u32)>,
+        cursor: usize,
+    },
+    Seek {
+        client: u8,
+        cursor: usize,
+    },
+    Read {
+        after: usize,
+        repository: Option<bool>,
+        events: usize,
+        bytes: u64,
+    },
+    Before {
+        time: u64,
+    },
+    Redeliver {
+        event: usize,
+        address: Address,
+    },
+    List {
+        first: usize,
+        last: usize,
+        listing: Listing,
+    },
     Reopen,
 }
 
@@ -37,7 +64,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..8u64, 0..3000usize, way())
             .prop_map(|(number, size, way)| Step::Append { number, size, way }),
-        4 => (client.clone(), proptest::collection::vec((place.clone(), any::<bool>()), 0..3), place.clone())
+        4 => (client.clone(), proptest::collection::vec((place.clone(), reported()), 0..3), place.clone())
             .prop_map(|(client, events, cursor)| Step::Acknowledge { client, events, cursor }),
         1 => (client, place.clone()).prop_map(|(client, cursor)| Step::Seek { client, cursor }),
         4 => (place.clone(), any::<Option<bool>>(), 0..6usize, 0..8000u64)
@@ -48,6 +75,11 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(first, last, listing)| Step::List { first, last, listing }),
         1 => Just(Step::Reopen),
     ]
+}
+
+/// How many outcomes are reported: often none or one, and more than are stored.
+fn reported() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => 0..2u32, 1 => Just(50u32)]
 }
 
 /// Few servers and sequences, so that origins meet.
@@ -63,16 +95,21 @@ fn way() -> impl Strategy<Value = Vec<Hop>> {
 }
 
 fn address() -> impl Strategy<Value = Address> {
-    (proptest::option::of(0..3u8), proptest::option::of(0..3u32))
-        .prop_map(|(only, at)| Address { client: only.map(client), target: at.map(|at| target(at).into()) })
+    (proptest::option::of(0..3u8), proptest::collection::vec(0..3u32, 0..3)).prop_map(|(only, at)| {
+        let targets = at.into_iter().map(|at| target(at).into()).collect();
+        Address { client: only.map(client), targets }
+    })
 }
 
 /// A listing of everywhere; where it begins and ends is set when the log is known.
 fn listing() -> impl Strategy<Value = Listing> {
     let fates =
         prop_oneof![Just(Fate::Pending), Just(Fate::Delivered), Just(Fate::DeadLetter), Just(Fate::Filtered)];
-    let fate =
-        (fates, address()).prop_map(|(fate, at)| FateFilter { fate, client: at.client, target: at.target });
+    let fate = (fates, address()).prop_map(|(fate, at)| FateFilter {
+        fate,
+        client: at.client,
+        target: at.targets.into_iter().next(),
+    });
     let numbers = (proptest::option::weighted(0.2, 0..8u64), proptest::option::weighted(0.2, 0..9u64));
     (numbers, proptest::option::of(fate), any::<Option<bool>>(), any::<bool>(), 0..6usize).prop_map(
         |((delivery, since), fate, even, oldest, limit)| Listing {
@@ -121,14 +158,20 @@ fn outcome(attempts: u32) -> Outcome {
     }
 }
 
+/// One of many, which take more than is stored.
+fn long_outcome(number: u32) -> Outcome {
+    let target = format!("target-{}", number % 60);
+    Outcome { target, detail: "x".repeat(3000), ..outcome(number) }
+}
+
 /// The simplest store: it looks through everything, always.
 #[derive(Debug, Default)]
 struct Model {
     events: Vec<Arc<Event>>,
     /// Those that an operator made.
     copies: BTreeSet<Sequence>,
-    /// By event, client and target.
-    outcomes: BTreeMap<(Sequence, u8, String), Report>,
+    /// By event and client.
+    outcomes: BTreeMap<(Sequence, u8), Outcomes>,
     progress: BTreeMap<u8, Progress>,
     reports: u32,
 }
@@ -167,8 +210,10 @@ impl Model {
     }
 
     fn reports(&self, sequence: Sequence) -> Vec<Report> {
-        let of_it = self.outcomes.iter().filter(|((event, ..), _)| *event == sequence);
-        of_it.map(|(_, report)| report.clone()).collect()
+        let of_it = self.outcomes.iter().filter(|((event, _), _)| *event == sequence);
+        of_it
+            .flat_map(|((_, number), all)| all.iter().map(|one| Report::new(&client(*number), one)))
+            .collect()
     }
 
     fn acknowledge(&mut self, number: u8, acknowledgements: &[Acknowledgement], cursor: Sequence) {
@@ -177,12 +222,8 @@ impl Model {
         for Acknowledgement { sequence, outcomes } in acknowledgements {
             if self.events.iter().any(|event| event.sequence == *sequence) {
                 progress.ahead.insert(*sequence);
-                for outcome in outcomes {
-                    let key = (*sequence, number, outcome.target.clone());
-                    let report =
-                        Report { client: client(number), outcome: outcome.clone(), redelivered_as: None };
-                    self.outcomes.insert(key, report);
-                }
+                let kept = self.outcomes.entry((*sequence, number)).or_default();
+                outcomes.iter().for_each(|outcome| kept.add(outcome.clone()));
             }
         }
         let cursor = progress.cursor;
@@ -236,8 +277,12 @@ impl Model {
             Step::Acknowledge { client: number, events, cursor } => {
                 let mut acknowledgements = Vec::new();
                 for (place, reported) in events {
-                    self.reports += 1;
-                    let outcomes = if reported { vec![outcome(self.reports)] } else { Vec::new() };
+                    let first = self.reports + 1;
+                    self.reports += reported.max(1);
+                    let outcomes = match reported {
+                        50 => (first..first + 50).map(long_outcome).collect(),
+                        _ => (first..first + reported).map(outcome).collect(),
+                    };
                     acknowledgements.push(Acknowledgement { sequence: self.sequence(place), outcomes });
                 }
                 let cursor = self.sequence(cursor);
@@ -283,11 +328,13 @@ impl Model {
             return false;
         };
         let Some(copy) = copy.filter(|copy| *copy > self.head()) else { return false };
-        for ((of, ..), report) in &mut self.outcomes {
-            let here =
-                address.includes_client(&report.client) && address.includes_target(&report.outcome.target);
-            if *of == sequence && here && report.is_dead_letter() {
-                report.redelivered_as = Some(copy);
+        for ((of, number), outcomes) in &mut self.outcomes {
+            for one in outcomes.iter_mut() {
+                let here =
+                    address.includes_client(&client(*number)) && address.includes_target(&one.outcome.target);
+                if *of == sequence && here && Report::new(&client(*number), one).is_dead_letter() {
+                    one.redelivered_as = Some(copy);
+                }
             }
         }
         self.copies.insert(copy);
@@ -353,7 +400,9 @@ impl Model {
         prop_assert_eq!(store.counts(RepositoryId(0), 100).await.unwrap(), Vec::from_iter(counts));
         let statistics = store.statistics().await.unwrap();
         prop_assert_eq!(statistics.events, self.events.len() as u64);
-        prop_assert_eq!(statistics.bytes, self.events.iter().map(|event| event.webhook.size()).sum::<u64>());
+        let outcomes = self.outcomes.values().map(|outcomes| outcomes.stored_bytes("client-0".len()));
+        let events = self.events.iter().map(|event| event.webhook.size());
+        prop_assert_eq!(statistics.bytes, events.chain(outcomes).sum::<u64>());
         Ok(())
     }
 }

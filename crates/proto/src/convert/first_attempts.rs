@@ -19,7 +19,7 @@ impl TryFrom<v1::FirstAttempt> for FirstAttempt {
         Ok(Self {
             sequence: Sequence::new(wire.sequence),
             target: target_name(wire.target)?.into(),
-            age: from_duration("age", wire.age.unwrap_or_default())?,
+            age: from_duration(wire.age.unwrap_or_default()),
         })
     }
 }
@@ -32,7 +32,7 @@ pub fn first_attempts(first_attempts: &[FirstAttempt]) -> v1::FirstAttempts {
 /// First attempts from the wire.
 ///
 /// # Errors
-/// There are more than a server keeps, or one of them has no target's name or a negative age.
+/// There are more than a server keeps, or one of them has no target's name.
 pub fn from_first_attempts(wire: v1::FirstAttempts) -> Result<Vec<FirstAttempt>, WireError> {
     if wire.first_attempts.len() > MAX_FIRST_ATTEMPTS {
         return Err(WireError::new("first_attempts", format!("more than {MAX_FIRST_ATTEMPTS}")));
@@ -60,7 +60,9 @@ mod tests {
             from_first_attempts(v1::FirstAttempts { first_attempts: vec![odd] })
         };
         assert!(with("x", 1).is_ok());
-        assert!(with("", 1).is_err() && with(&"x".repeat(257), 1).is_err() && with("x", -1).is_err());
+        assert!(with("", 1).is_err() && with(&"x".repeat(257), 1).is_err());
+        assert_eq!(with("x", -1).map(|ages| ages[0].age), Ok(Duration::ZERO));
+        assert_eq!(with("x", i64::MAX).map(|ages| ages[0].age.as_secs()), Ok(100 * 366 * 24 * 3600));
         let many = vec![wire.first_attempts[0].clone(); MAX_FIRST_ATTEMPTS + 1];
         assert!(from_first_attempts(v1::FirstAttempts { first_attempts: many }).is_err());
     }

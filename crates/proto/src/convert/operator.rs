@@ -58,10 +58,7 @@ impl TryFrom<v1::EventSelection> for Listing {
         Ok(Self {
             filter: filter(&wire.repositories, &wire.events)?,
             delivery_id: parse_optional("delivery_id", wire.delivery_id.as_deref())?,
-            received_since: wire
-                .received_since
-                .map(|time| from_timestamp("received_since", time))
-                .transpose()?,
+            received_since: wire.received_since.map(from_timestamp),
             fate,
             first: Sequence::new(wire.first),
             last: wire.last.map_or(Sequence::MAX, Sequence::new),
@@ -221,17 +218,20 @@ impl RedeliveryRequest {
         self.listing.first == self.listing.last && self.listing.fate.is_none()
     }
 
-    /// Refuses a request that would deliver everything again: that was hardly meant.
+    /// Refuses a request that would deliver everything again: that was hardly meant. A range says what is meant only if it
+    /// ends within the log, whose last event is `head`.
     ///
     /// # Errors
     /// Neither a range, nor a delivery id, nor a fate is named.
-    pub fn check(&self) -> Result<(), WireError> {
+    pub fn check(&self, head: Sequence) -> Result<(), WireError> {
         let Listing { delivery_id, fate, first, last, .. } = &self.listing;
-        let is_range = *first > Sequence::ZERO && *last < Sequence::MAX;
-        if delivery_id.is_some() || fate.is_some() || is_range {
+        let is_range = *first > Sequence::ZERO && *last <= head;
+        if delivery_id.is_some() || fate.is_some() || is_range || self.is_for_one_event() {
             return Ok(());
         }
-        let reason = "everything would be delivered again; name first and last, a delivery id or a fate";
+        let reason = format!(
+            "everything would be delivered again; name a delivery id, a fate, or a first and a last up to {head}"
+        );
         Err(WireError::new("selection", reason))
     }
 }
@@ -256,9 +256,7 @@ impl TryFrom<v1::RedeliverEventsRequest> for RedeliveryRequest {
             ..wire.selection.unwrap_or_default().try_into()?
         };
         let address = wire.address.map(Address::try_from).transpose()?.unwrap_or_default();
-        let request = Self { listing, address };
-        request.check()?;
-        Ok(request)
+        Ok(Self { listing, address })
     }
 }
 
@@ -325,7 +323,7 @@ impl TryFrom<v1::SubscriptionState> for SubscriptionState {
         let attached = wire.attached.map(|attached| {
             let Filter { repositories, events } = filter(&attached.repositories, &attached.events)?;
             Ok(Attached {
-                since: from_timestamp("since", attached.since.unwrap_or_default())?,
+                since: from_timestamp(attached.since.unwrap_or_default()),
                 peer: attached.peer,
                 repositories,
                 events: events.iter().map(ToString::to_string).collect(),

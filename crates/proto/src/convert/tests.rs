@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use gitstafette_core::outcomes::OTHER_TARGETS;
 use gitstafette_core::store::{History, Run, RunId};
 use gitstafette_core::testing;
 use proptest::prelude::*;
@@ -17,9 +18,10 @@ fn sequence() -> impl Strategy<Value = Sequence> {
     prop_oneof![1u64..1000, 1..=u64::MAX, Just(u64::MAX)].prop_map(Sequence::new)
 }
 
-/// Any span that the wire's signed seconds can hold.
+/// Any span of up to 100 years.
 fn span() -> impl Strategy<Value = Duration> {
-    (0..=i64::MAX as u64, 0u32..1_000_000_000).prop_map(|(seconds, nanos)| Duration::new(seconds, nanos))
+    (0..100 * 366 * 24 * 3600u64, 0u32..1_000_000_000)
+        .prop_map(|(seconds, nanos)| Duration::new(seconds, nanos))
 }
 
 fn subscription() -> impl Strategy<Value = Subscription> {
@@ -174,7 +176,8 @@ proptest! {
 
     #[test]
     fn acknowledgements_round_trip(sequence in sequence(), outcomes in proptest::collection::vec(outcome(), 1..4)) {
-        let acknowledgement = Acknowledgement { sequence, outcomes };
+        let outcomes: Outcomes = outcomes.into_iter().collect();
+        let acknowledgement = Acknowledgement { sequence, outcomes: outcomes.into() };
         let bytes = v1::Acknowledgement::from(&acknowledgement).encode_to_vec();
         let back = Acknowledgement::try_from(v1::Acknowledgement::decode(&*bytes).unwrap()).unwrap();
         prop_assert_eq!(back, acknowledgement);
@@ -212,13 +215,47 @@ fn malformed_messages_say_where() {
     assert!(error(v1::Acknowledgement::default()).starts_with("outcomes: "));
     assert!(error(with(v1::Outcome { result: 9, ..outcome.clone() })).starts_with("result: "));
     assert!(error(with(v1::Outcome { target: String::new(), ..outcome.clone() })).starts_with("target: "));
-    let negative = prost_types::Duration { seconds: -1, nanos: 0 };
-    assert!(error(with(v1::Outcome { duration: Some(negative), ..outcome })).starts_with("duration: "));
+}
+
+#[test]
+fn no_time_of_an_outcome_refuses_it() {
+    for (seconds, nanos) in [(-1, 0), (253_402_300_800, 0), (i64::MAX, i32::MAX), (0, -1)] {
+        let (at, duration) =
+            (prost_types::Timestamp { seconds, nanos }, prost_types::Duration { seconds, nanos });
+        let wire = v1::Outcome {
+            target: "t".into(),
+            result: 1,
+            at: Some(at),
+            duration: Some(duration),
+            ..Default::default()
+        };
+        let outcome = Outcome::try_from(wire).unwrap();
+        assert!(outcome.at > Timestamp::from_millis(1_700_000_000_000), "it counts as now: {}", outcome.at);
+        assert!(outcome.at < Timestamp::MAX, "{}", outcome.at);
+        assert!(outcome.duration < Duration::from_secs(4_000_000_000));
+    }
+}
+
+#[test]
+fn a_client_with_many_targets_is_not_refused() {
+    let detail = "x".repeat(2048);
+    let outcome = |number| v1::Outcome {
+        target: format!("target-{number}"),
+        result: 2,
+        detail: detail.clone(),
+        ..Default::default()
+    };
+    let wire = v1::Acknowledgement { sequence: 1, outcomes: (0..1000).map(outcome).collect() };
+    let acknowledgement = Acknowledgement::try_from(wire).unwrap();
+    assert_eq!(acknowledgement.outcomes.len(), MAX_TARGETS + 1);
+    assert!(acknowledgement.outcomes.iter().any(|outcome| outcome.target == OTHER_TARGETS));
+    let text: usize = acknowledgement.outcomes.iter().map(|outcome| outcome.detail.len()).sum();
+    assert!(text < 9 << 10, "{text}");
 }
 
 #[test]
 fn a_long_detail_is_cut_at_a_character() {
     let wire = v1::Outcome { target: "t".into(), result: 1, detail: "ö".repeat(2000), ..Default::default() };
     let outcome = Outcome::try_from(wire).unwrap();
-    assert_eq!(outcome.detail.len(), MAX_DETAIL_BYTES);
+    assert_eq!((outcome.detail.len(), outcome.detail.ends_with('…')), (MAX_DETAIL_BYTES - 1, true));
 }

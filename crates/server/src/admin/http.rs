@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
@@ -18,8 +19,8 @@ use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{Entry, Fate, FateFilter, Listing, Order, Statistics, WatchlistChange};
 use gitstafette_proto::convert::{
-    MAX_LISTED, MAX_REDELIVERED, RedeliveryRequest, RelayState, SubscriptionState, WatchlistEntry, WireError,
-    target_name,
+    MAX_LISTED, MAX_PATTERNS, MAX_REDELIVERED, RedeliveryRequest, RelayState, SubscriptionState,
+    WatchlistEntry, WireError, target_name,
 };
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
@@ -28,7 +29,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Admin, Form, Redeliveries, RemoveError, Shown, missing};
+use super::redeliver::{Progress, RedeliveryError};
+use super::{Admin, Form, RemoveError, Shown, missing};
 use crate::auth::ClientAuth;
 use crate::ingest::Problem;
 use crate::watchlist::ChangeError;
@@ -36,6 +38,10 @@ use crate::whole_number;
 
 /// The entries on a page, and the events of one redelivery, unless the caller says otherwise.
 const LISTED: u32 = 100;
+
+/// How long one call delivers events again, and the batch under way. Its answer comes at the end alone, so it must come
+/// before anybody on the way takes the connection for dead.
+const REDELIVERY_TIME: Duration = Duration::from_secs(10);
 
 /// What the routes need.
 #[derive(Clone, Debug)]
@@ -166,6 +172,11 @@ struct Followed {
 }
 
 fn filter(repositories: &str, events: &str) -> Result<Filter, Problem> {
+    // Before any of them is read.
+    let patterns = |list: &str| list.split(',').take(MAX_PATTERNS + 1).count();
+    if patterns(repositories) + patterns(events) > MAX_PATTERNS {
+        return Err(bad_request("repository", format!("more than {MAX_PATTERNS} patterns")));
+    }
     Ok(Filter { repositories: list_of("repository", repositories)?, events: list_of("event", events)? })
 }
 
@@ -302,7 +313,7 @@ struct Redelivery {
 async fn redeliver(
     State(operators): State<Operators>,
     Checked(Json(asked)): Checked<Json<Redelivery>>,
-) -> Result<Json<Redeliveries>, Problem> {
+) -> Result<Json<Progress>, Problem> {
     let mut listing = asked.events.listing()?;
     if let Some(sequence) = asked.sequence {
         (listing.first, listing.last) = (Sequence::new(sequence), Sequence::new(sequence));
@@ -315,15 +326,15 @@ async fn redeliver(
         },
         address: Address {
             client: parsed("toClient", asked.to_client.as_deref())?,
-            target: asked.to_target.map(target_name).transpose().map_err(bad_wire)?,
+            targets: asked.to_target.map(target_name).transpose().map_err(bad_wire)?.into_iter().collect(),
         },
     };
-    request.check().map_err(bad_wire)?;
-    let done = operators.admin.redeliver(&request).await?;
-    match done.is_nothing_of(&request) {
-        Some(missing) => Err(Problem::new(StatusCode::NOT_FOUND, missing)),
-        None => Ok(Json(done)),
-    }
+    let redelivery = operators.admin.redelivery(request).map_err(bad_wire)?;
+    redelivery.run_for(REDELIVERY_TIME).await.map(Json).map_err(|error| match error {
+        RedeliveryError::Missing(_) => Problem::new(StatusCode::NOT_FOUND, error.to_string()),
+        RedeliveryError::Draining(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        RedeliveryError::Store(error) => error.into(),
+    })
 }
 
 #[derive(Debug, Serialize)]

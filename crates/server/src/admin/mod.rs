@@ -2,6 +2,7 @@
 //! over HTTP in `http`; both only translate.
 
 mod http;
+mod redeliver;
 mod rpc;
 
 use std::collections::BTreeMap;
@@ -9,20 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
-use futures_util::future::join_all;
-use gitstafette_core::event::{Address, ClientId, Event, Sequence};
+use gitstafette_core::event::{ClientId, Event, Sequence};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::repository::RepositoryPattern;
 use gitstafette_core::store::{
-    Entry, EventStore, Fate, Listed, Listing, Order, ReadLimit, Report, Statistics, StoreError,
-    WatchlistChange,
+    Entry, EventStore, Listed, Listing, Order, ReadLimit, Report, Statistics, StoreError, WatchlistChange,
 };
-use gitstafette_core::target::DECODER;
-use gitstafette_proto::convert::{MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState, WatchlistEntry};
-use serde::Serialize;
+use gitstafette_proto::convert::{MAX_SHOWN_BODY, SubscriptionState, WatchlistEntry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::metrics::{Metrics, Sample, lag};
 use crate::relay::Relays;
@@ -36,15 +33,11 @@ pub(crate) const SHOWN_BYTES: u32 = 8 << 20;
 /// How many times the bytes of a body are in memory where it is embedded: as it is, as text, and as JSON, in which a
 /// character may take six bytes.
 const EMBEDDED_COST: u64 = 8;
-/// How many redeliveries wait for one commit together: as many as the store writes at once.
-const REDELIVERED_AT_ONCE: usize = 256;
 /// How often the store is asked again for one page of a listing. Each time it looks at some thousand events; what finds
 /// little goes on with the caller's next page.
 const LOOKS: usize = 64;
-/// How many entries are asked of the store at once: each brings all that was reported of it.
-const AT_ONCE: usize = 100;
-/// After how many bytes of reports a page ends.
-const LISTED_BYTES: usize = 4 << 20;
+/// How much of the log a follower is given at once: so many entries, and so many bytes of them.
+const FOLLOWED: (usize, usize) = (100, 64 << 10);
 
 /// What both faces of the admin interface share.
 #[derive(Debug)]
@@ -60,28 +53,6 @@ pub(crate) struct Admin {
     pub(crate) heartbeat: Duration,
     /// Room for the bytes of events that are shown.
     pub(crate) shown: Arc<Semaphore>,
-}
-
-/// One event that is delivered again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Redelivered {
-    /// The event.
-    sequence: Sequence,
-    /// The new event with its bytes.
-    redelivered_as: Sequence,
-}
-
-/// What one call had delivered again.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Redeliveries {
-    /// In the order of the log.
-    redelivered: Vec<Redelivered>,
-    /// The `first` of the next call, if the limit was reached.
-    next: Option<Sequence>,
-    /// The `last` of the next call: what was appended meanwhile lies beyond it, this call's own events too.
-    last: Sequence,
 }
 
 /// In which form an event is shown.
@@ -101,18 +72,18 @@ struct Shown {
 }
 
 impl Admin {
-    /// One page of the log. It is cut short when what was reported of its events becomes much.
+    /// One page of the log. It ends early when its entries become large.
     async fn list(&self, listing: &Listing) -> Result<Listed, StoreError> {
         let mut wanted = listing.clone();
         let mut listed = Listed::default();
-        let mut bytes = 0;
         for _ in 0..LOOKS {
-            wanted.limit = (listing.limit - listed.entries.len()).min(AT_ONCE);
             let page = self.store.list(&wanted).await?;
-            bytes += page.entries.iter().map(reported_bytes).sum::<usize>();
+            let bytes = page.entries.iter().map(Entry::bytes).sum();
+            wanted.limit = wanted.limit.saturating_sub(page.entries.len());
+            wanted.bytes = wanted.bytes.saturating_sub(bytes);
             listed.entries.extend(page.entries);
             listed.next = page.next;
-            let is_full = listed.entries.len() >= listing.limit || bytes > LISTED_BYTES;
+            let is_full = wanted.limit == 0 || wanted.bytes == 0;
             let Some(next) = page.next.filter(|_| !is_full) else { break };
             match listing.order {
                 Order::OldestFirst => wanted.first = next,
@@ -164,12 +135,14 @@ impl Admin {
                     }
                     let more = admin.draining.run_until_cancelled(heads.wait_for(|head| *head > at)).await;
                     let head = *more?.ok()?;
+                    let (limit, bytes) = FOLLOWED;
                     let listing = Listing {
                         filter: filter.clone(),
                         first: at.next(),
                         last: head,
                         order: Order::OldestFirst,
-                        limit: AT_ONCE,
+                        limit,
+                        bytes,
                         ..Listing::default()
                     };
                     match admin.store.list(&listing).await {
@@ -183,67 +156,6 @@ impl Admin {
                 }
             }
         })
-    }
-
-    /// Appends events anew, the oldest first. Dead letters go where they are dead.
-    async fn redeliver(&self, request: &RedeliveryRequest) -> Result<Redeliveries, StoreError> {
-        let head = *self.store.head().borrow();
-        // What this call appends is not part of it.
-        let last = request.listing.last.min(head);
-        let mut listing = Listing { last, ..request.listing.clone() };
-        let mut done = Redeliveries { redelivered: Vec::new(), next: Some(listing.first), last };
-        let mut left = request.listing.limit;
-        while let Some(first) = done.next.filter(|_| left > 0) {
-            (listing.first, listing.limit) = (first, left.min(REDELIVERED_AT_ONCE));
-            let listed = self.list(&listing).await?;
-            left -= listed.entries.len();
-            done.next = listed.next;
-            self.redeliver_together(&listed.entries, request, &mut done.redelivered).await?;
-        }
-        Ok(done)
-    }
-
-    /// Redelivers several events, so that they share commits. The copies have the order of the originals.
-    async fn redeliver_together(
-        &self,
-        entries: &[Entry],
-        request: &RedeliveryRequest,
-        redelivered: &mut Vec<Redelivered>,
-    ) -> Result<(), StoreError> {
-        let calls: Vec<_> = entries
-            .iter()
-            .flat_map(|entry| addresses(entry, request).into_iter().map(move |address| (entry, address)))
-            .collect();
-        for calls in calls.chunks(REDELIVERED_AT_ONCE) {
-            let call =
-                |(entry, address): &(&Entry, Address)| self.store.redeliver(entry.sequence, address.clone());
-            let copies = join_all(calls.iter().map(call)).await;
-            for ((entry, _), copy) in calls.iter().zip(copies) {
-                let copy = match copy {
-                    // It does not keep the others from being redelivered.
-                    Err(error @ StoreError::DamagedEvent { .. }) if !request.is_for_one_event() => {
-                        warn!(event.sequence = entry.sequence.get(), reason = %error, "not redelivered");
-                        continue;
-                    }
-                    copy => copy?,
-                };
-                let Some(copy) = copy else { continue };
-                self.note_redelivery(entry, copy);
-                redelivered.push(Redelivered { sequence: entry.sequence, redelivered_as: copy });
-            }
-        }
-        Ok(())
-    }
-
-    fn note_redelivery(&self, entry: &Entry, copy: Sequence) {
-        info!(
-            event.sequence = copy.get(),
-            delivery.id = entry.facts.as_ref().map(|facts| facts.delivery_id.as_str()),
-            repository.name = entry.facts.as_ref().map(|facts| facts.repository_label().into_owned()),
-            redelivery.of = entry.sequence.get(),
-            "redelivered by an operator"
-        );
-        self.metrics.redelivered.inc();
     }
 
     /// Every client with a cursor or a stream.
@@ -316,38 +228,7 @@ pub(crate) enum RemoveError {
     Store(#[from] StoreError),
 }
 
-impl Redeliveries {
-    /// Why a request for one event did nothing; `None` if it did something, or was for whatever there is.
-    fn is_nothing_of(&self, request: &RedeliveryRequest) -> Option<String> {
-        (request.is_for_one_event() && self.redelivered.is_empty()).then(|| missing(request.listing.first))
-    }
-}
-
 /// Why an event is neither shown nor delivered again.
 fn missing(sequence: Sequence) -> String {
     format!("there is no event {sequence} in the store; it may have been removed by retention")
-}
-
-/// About how many bytes the reports of an entry take.
-fn reported_bytes(entry: &Entry) -> usize {
-    entry.reports.iter().map(|report| 128 + report.outcome.target.len() + report.outcome.detail.len()).sum()
-}
-
-/// To whom an event is to go.
-fn addresses(entry: &Entry, request: &RedeliveryRequest) -> Vec<Address> {
-    match &request.listing.fate {
-        Some(fate) if fate.fate == Fate::DeadLetter => entry
-            .reports
-            .iter()
-            .filter(|report| report.is_dead_letter() && fate.is_at(report))
-            .map(|report| Address {
-                client: Some(report.client.clone()),
-                // What the client could not decode has reached none of its targets.
-                target: Some(&report.outcome.target)
-                    .filter(|target| *target != DECODER)
-                    .map(|target| target.as_str().into()),
-            })
-            .collect(),
-        _ => vec![request.address.clone()],
-    }
 }

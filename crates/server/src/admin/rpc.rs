@@ -17,6 +17,7 @@ use gitstafette_proto::v1::{self, Entry};
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
+use super::redeliver::{Progress, RedeliveryError};
 use super::{Admin, Form, RemoveError, Shown, missing};
 use crate::subscribe::{malformed, status};
 use crate::watchlist::ChangeError;
@@ -91,28 +92,19 @@ impl Admin {
         Ok(Box::pin(responses.scan((), |(), response| ready(response))))
     }
 
-    pub(crate) async fn redeliver_events(
-        &self,
+    pub(crate) fn redeliver_events(
+        self: &Arc<Self>,
         wire: v1::RedeliverEventsRequest,
-    ) -> Result<v1::RedeliverEventsResponse, Status> {
+    ) -> Result<BoxStream<v1::RedeliverEventsResponse>, Status> {
         let request: RedeliveryRequest = wire.try_into().map_err(|error: WireError| malformed(&error))?;
-        let done = self.redeliver(&request).await.map_err(|error| status(&error))?;
-        if let Some(missing) = done.is_nothing_of(&request) {
-            return Err(Status::not_found(missing));
-        }
-        let redelivered = done
-            .redelivered
-            .into_iter()
-            .map(|one| v1::Redelivered {
-                sequence: one.sequence.get(),
-                redelivered_as: one.redelivered_as.get(),
-            })
-            .collect();
-        Ok(v1::RedeliverEventsResponse {
-            redelivered,
-            next: done.next.map_or(0, Sequence::get),
-            last: done.last.get(),
-        })
+        let redelivery = self.redelivery(request).map_err(|error| malformed(&error))?;
+        let progress = redelivery.progress().map(|progress| match progress {
+            Ok(progress) => Ok((&progress).into()),
+            Err(error @ RedeliveryError::Missing(_)) => Err(Status::not_found(error.to_string())),
+            Err(error @ RedeliveryError::Draining(_)) => Err(Status::unavailable(error.to_string())),
+            Err(RedeliveryError::Store(error)) => Err(status(&error)),
+        });
+        Ok(Box::pin(progress))
     }
 
     pub(crate) async fn list_subscriptions(&self) -> Result<v1::ListSubscriptionsResponse, Status> {
@@ -170,6 +162,21 @@ impl Admin {
             ChangeError::Store(error) => status(&error),
         })?;
         Ok(v1::ChangeWatchlistResponse { entries: on_wire(&entries) })
+    }
+}
+
+impl From<&Progress> for v1::RedeliverEventsResponse {
+    fn from(progress: &Progress) -> Self {
+        let redelivered = progress.redelivered.iter().map(|one| v1::Redelivered {
+            sequence: one.sequence.get(),
+            redelivered_as: one.redelivered_as.get(),
+        });
+        Self {
+            redelivered: redelivered.collect(),
+            next: progress.next.map_or(0, Sequence::get),
+            last: progress.last.get(),
+            total: progress.total as u64,
+        }
     }
 }
 

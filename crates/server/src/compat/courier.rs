@@ -315,8 +315,8 @@ impl Courier {
 
     fn take_event(&mut self, event: v1::Event) {
         let sequence = event.sequence;
-        let other = event.address.as_ref().and_then(|address| address.target.as_deref());
-        if other.is_some_and(|target| target != TARGET) {
+        let targets = event.address.as_ref().map_or(&[][..], |address| &address.targets);
+        if !targets.is_empty() && !targets.iter().any(|target| target == TARGET) {
             let detail = "it is for another target";
             return self.acknowledge(vec![sequence], OutcomeResult::Filtered, detail);
         }

@@ -1,7 +1,6 @@
 //! The two listings of the Go implementation (joostvdg/gitstafette 0.3), in its JSON, behind the bearer token.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::RequestPartsExt;
@@ -117,13 +116,12 @@ async fn listed(ingest: &Ingest, event: &Event) -> Result<ListedEvent, Problem> 
         .map(|report| report.outcome.at);
     let relayed = delivered.min();
     let webhook = &event.webhook;
-    let time = |time: SystemTime| humantime::format_rfc3339_millis(time).to_string();
     Ok(ListedEvent {
         id: webhook.facts.delivery_id.to_string(),
         sequence: event.sequence.get(),
         is_relayed: relayed.is_some(),
-        relayed_time: relayed.map(|at| time(at.into())),
-        received_time: time(webhook.facts.received_at.into()),
+        relayed_time: relayed.map(|at| at.to_string()),
+        received_time: webhook.facts.received_at.to_string(),
         headers: webhook
             .headers
             .iter()

@@ -358,7 +358,7 @@ async fn an_event_is_delivered_whatever_its_metadata() {
             owner: Some("x".repeat(1000)),
             received_at: Some(prost_types::Timestamp { seconds: -1, nanos: -1 }),
             hops: vec![v1::Hop::default(); 100],
-            address: Some(v1::Address { client_id: Some("not an id".into()), target: Some(String::new()) }),
+            address: Some(v1::Address { client_id: Some("not an id".into()), targets: vec![String::new()] }),
             ..v1::Event::from(&event)
         }))
     };

@@ -41,13 +41,15 @@ pub struct Gated {
     is_broken: bool,
     /// Whether closing it never ends.
     is_stuck: bool,
+    /// Whether redeliveries wait at the gate, too.
+    gates_redeliveries: bool,
 }
 
 impl Gated {
     pub fn new() -> Self {
         let inner = MemoryStore::new(Options::default());
         let (arrived, gate) = (Notify::new(), Semaphore::new(0));
-        Self { inner, arrived, gate, from: 0, is_broken: false, is_stuck: false }
+        Self { inner, arrived, gate, from: 0, is_broken: false, is_stuck: false, gates_redeliveries: false }
     }
 
     /// Only bodies of at least so many bytes wait.
@@ -58,6 +60,15 @@ impl Gated {
     /// A store that cannot store.
     pub fn broken(self) -> Self {
         Self { is_broken: true, ..self }
+    }
+
+    pub fn with_gated_redeliveries(self) -> Self {
+        Self { gates_redeliveries: true, ..self }
+    }
+
+    /// Appends without the gate.
+    pub async fn fill(&self, webhook: Webhook) {
+        self.inner.append(webhook).await.unwrap();
     }
 
     /// A store whose disk does not answer.
@@ -164,6 +175,9 @@ impl EventStore for Gated {
         sequence: Sequence,
         address: event::Address,
     ) -> Result<Option<Sequence>, StoreError> {
+        if self.gates_redeliveries {
+            self.gate.acquire().await.unwrap().forget();
+        }
         self.inner.redeliver(sequence, address).await
     }
 

@@ -23,6 +23,7 @@ mod listening;
 mod memory;
 mod network;
 mod old_server;
+mod operators;
 mod programs;
 mod relay;
 mod streams;

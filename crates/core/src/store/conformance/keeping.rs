@@ -1,10 +1,13 @@
 //! Retention, totals, the end.
 
-use super::{ALL, HELLO, acknowledgement, append, client, fill, read_all, sequences_after, until_holds};
+use super::{
+    ALL, HELLO, acknowledgement, append, client, fill, outcome, read_all, sequences_after, until_holds,
+};
 use crate::event::{Address, Sequence, Timestamp};
 use crate::filter::Filter;
 use crate::repository::{RepositoryId, RepositoryPattern};
-use crate::store::{Appended, EventStore, Listing, ReadLimit, Statistics, StoreError};
+use crate::store::{Acknowledgement, Appended, EventStore, Listing, ReadLimit, Statistics, StoreError};
+use crate::target::{Outcome, OutcomeResult};
 use crate::testing;
 
 /// The store keeps three events.
@@ -22,6 +25,30 @@ pub(super) async fn by_bytes(store: &impl EventStore) {
     until_holds(store, 4).await;
     assert_eq!(sequences_after(store, Sequence::ZERO).await, all[6..]);
     assert!(store.statistics().await.expect("the statistics").bytes <= 5_000);
+}
+
+/// The store keeps 50,000 bytes, and ten webhooks have a fifth of that.
+pub(super) async fn by_bytes_of_outcomes(store: &impl EventStore) {
+    let all = fill(store, 0..10).await;
+    let only_events = store.statistics().await.expect("the statistics").bytes;
+    for sequence in &all {
+        let outcomes = (0..30).map(|number| Outcome {
+            detail: "x".repeat(1000),
+            ..outcome(&format!("target-{number}"), OutcomeResult::Failed)
+        });
+        let reported = vec![Acknowledgement { sequence: *sequence, outcomes: outcomes.collect() }];
+        store.acknowledge(&client("a"), reported, Sequence::ZERO).await.expect("the acknowledgement");
+    }
+    until_holds(store, 3).await;
+    assert_eq!(sequences_after(store, Sequence::ZERO).await, all[7..], "the oldest go first");
+    let bytes = store.statistics().await.expect("the statistics").bytes;
+    assert!(bytes <= 50_000 && bytes > only_events, "{bytes}");
+    // Without outcomes there is room for as many events as before.
+    fill(store, 10..50).await;
+    until_holds(store, 40).await;
+    let events = read_all(store, Sequence::ZERO, &Filter::default()).await;
+    let statistics = store.statistics().await.expect("the statistics");
+    assert_eq!(statistics.bytes, events.iter().map(|event| event.webhook.size()).sum::<u64>());
 }
 
 /// The store keeps ten bytes.

@@ -57,7 +57,7 @@ pub(super) async fn lists_what_is_there(store: &impl EventStore) {
         outcomes: vec![outcome("argo", OutcomeResult::Failed), outcome("jenkins", OutcomeResult::Delivered)],
     }];
     store.acknowledge(&client("a"), reported, all[1]).await.expect("the acknowledgement");
-    let address = Address { client: Some(client("a")), target: Some("argo".into()) };
+    let address = Address { client: Some(client("a")), targets: vec!["argo".into()] };
     let copy = store.redeliver(all[1], address).await.expect("the redelivery").expect("the event");
     let mut expected = Vec::new();
     for event in super::read_all(store, Sequence::ZERO, &Filter::default()).await {
@@ -146,7 +146,7 @@ pub(super) async fn lists_by_fate(store: &impl EventStore) {
     assert_eq!(listed(store, &Listing { delivery_id, ..dead }).await, [all[4]]);
 
     // Redelivered to one client, it is a dead letter of the other still; to both, of nobody.
-    let to_a = Address { client: Some(client("a")), target: None };
+    let to_a = Address { client: Some(client("a")), targets: Vec::new() };
     for (address, left_to_a, left) in [(to_a, &[4][..], &[1, 3, 4][..]), (Address::default(), &[4], &[3, 4])]
     {
         store.redeliver(all[1], address).await.expect("the redelivery");
@@ -174,6 +174,32 @@ pub(super) async fn goes_on_where_a_page_stopped<S: EventStore>(store: Arc<S>) {
     let (entries, _) = list_all(&*store, &every).await;
     assert_eq!(entries.len() as u64, HAY + 2);
     assert!(entries.is_sorted_by(|a, b| a.sequence > b.sequence));
+}
+
+/// What was reported of an event may be as much as it may: a page does not become larger for it.
+pub(super) async fn bounds_the_bytes_of_a_page(store: &impl EventStore) {
+    let all = fill(store, 0..20).await;
+    for sequence in &all {
+        let outcomes = (0..32).map(|number| outcome(&format!("{number:0200}"), OutcomeResult::Failed));
+        let reported = vec![Acknowledgement { sequence: *sequence, outcomes: outcomes.collect() }];
+        store.acknowledge(&client("a"), reported, *sequence).await.expect("the acknowledgement");
+    }
+    let dead = FateFilter { fate: Fate::DeadLetter, client: None, target: None };
+    for fate in [None, Some(dead)] {
+        let listing = Listing { bytes: 40_000, fate, ..Listing::default() };
+        let page = store.list(&listing).await.expect("the listing");
+        let bytes: usize = page.entries.iter().map(Entry::bytes).sum();
+        let largest = page.entries.iter().map(Entry::bytes).max().expect("an entry");
+        assert!(page.entries.len() > 1 && bytes < 40_000 + largest, "{bytes}");
+        assert_eq!(listed(store, &listing).await, all, "all of it is on some page");
+    }
+    // One entry is listed whatever its size, and what is passed over counts as well.
+    let one = store.list(&Listing { bytes: 1, ..Listing::default() }).await.expect("the listing");
+    assert_eq!(one.entries.len(), 1);
+    let pending = FateFilter { fate: Fate::Pending, client: None, target: None };
+    let listing = Listing { bytes: 40_000, fate: Some(pending), ..Listing::default() };
+    let (entries, pages) = list_all(store, &listing).await;
+    assert!(entries.is_empty() && pages >= 5, "{pages}");
 }
 
 pub(super) async fn shows_every_cursor(store: &impl EventStore) {

@@ -3,11 +3,12 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{acknowledgement, client, fill, outcome, report, until_holds};
+use super::{acknowledgement, append, client, fill, outcome, report, until_holds};
 use crate::event::Sequence;
+use crate::outcomes::{MAX_DETAILS_BYTES, MAX_TARGETS, OTHER_TARGETS};
 use crate::store::{Acknowledgement, EventStore, FirstAttempt, MAX_FIRST_ATTEMPTS};
 use crate::subscription::Progress;
-use crate::target::OutcomeResult;
+use crate::target::{Outcome, OutcomeResult};
 
 async fn progress(store: &impl EventStore, name: &str) -> Option<Progress> {
     store.progress(&client(name)).await.expect("the progress")
@@ -122,6 +123,35 @@ pub(super) async fn a_second_report_replaces_the_first(store: &impl EventStore) 
 }
 
 /// A cursor passes events that a subscription does not select, which nobody acknowledges.
+pub(super) async fn stores_a_bounded_number_of_outcomes(store: &impl EventStore) {
+    let (name, sequence) = (client("a"), append(store, 0).await.sequence());
+    let failed = |number: u32| Outcome {
+        detail: "x".repeat(3000),
+        ..outcome(&format!("target-{number:03}"), OutcomeResult::Failed)
+    };
+    // All at once, one after the other, and again.
+    let mut reports = vec![(0..100).map(failed).collect::<Vec<_>>()];
+    reports.extend((0..100).map(|number| vec![failed(number)]));
+    for outcomes in reports {
+        let reported = vec![Acknowledgement { sequence, outcomes }];
+        store.acknowledge(&name, reported, sequence).await.expect("no error");
+        let stored = store.reports(sequence).await.expect("the reports");
+        assert_eq!(stored.len(), MAX_TARGETS + 1);
+        assert!(stored[0].outcome.target == OTHER_TARGETS && stored[1].outcome.target == "target-000");
+        let text: usize = stored.iter().map(|report| report.outcome.detail.len()).sum();
+        assert!(text <= MAX_DETAILS_BYTES + 3 * stored.len(), "{text}");
+        assert!(stored.iter().all(|report| report.outcome.detail.ends_with('…')), "the cut is visible");
+    }
+    let bytes = store.statistics().await.expect("the statistics").bytes;
+    assert!(bytes < 16 << 10, "what is replaced does not count twice: {bytes}");
+    // Another client's are its own.
+    let reported =
+        vec![Acknowledgement { sequence, outcomes: vec![outcome("argo", OutcomeResult::Delivered)] }];
+    store.acknowledge(&client("b"), reported, sequence).await.expect("the acknowledgement");
+    let stored = store.reports(sequence).await.expect("the reports");
+    assert_eq!(stored.last(), Some(&report("b", outcome("argo", OutcomeResult::Delivered))));
+}
+
 pub(super) async fn passes_over_events_without_acknowledging(store: &impl EventStore) {
     let all = fill(store, 0..5).await;
     acknowledge(store, "a", &[], all[1]).await;

@@ -13,7 +13,7 @@ use crate::target::{Outcome, OutcomeResult};
 use crate::testing;
 
 fn address(only_client: Option<&str>, target: Option<&str>) -> Address {
-    Address { client: only_client.map(client), target: target.map(Into::into) }
+    Address { client: only_client.map(client), targets: target.map(Into::into).into_iter().collect() }
 }
 
 async fn redeliver(store: &impl EventStore, sequence: Sequence, address: Address) -> Sequence {

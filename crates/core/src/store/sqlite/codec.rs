@@ -80,7 +80,13 @@ pub(super) fn redelivery(row: &Row<'_>) -> bool {
 
 /// For whom the event of a row with the columns [`FACTS`] is.
 pub(super) fn address(row: &Row<'_>) -> Address {
-    Address { client: optional(row, 13), target: optional_text(row, 14).map(Into::into) }
+    let targets = optional_text(row, 14).map(|names| names.lines().map(Into::into).collect());
+    Address { client: optional(row, 13), targets: targets.unwrap_or_default() }
+}
+
+/// The targets of an address as one text, a line for each; nothing for all targets.
+pub(super) fn encode_targets(address: &Address) -> Option<String> {
+    (!address.targets.is_empty()).then(|| address.targets.join("\n"))
 }
 
 /// What was reported in a row with the columns [`OUTCOME`]. `None` if it does not say who reported what.

@@ -43,6 +43,7 @@
 //! at open; damage inside a page is found when it is read. Reads pass the events on such a page, and report them: see
 //! [`damage`].
 
+mod acknowledging;
 mod ahead;
 mod attempts;
 mod catalog;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::writer::{self, Writer};
-use super::{ahead, attempts, codec, counts, schema, statements, times};
+use super::{acknowledging, ahead, attempts, codec, counts, schema, statements, times};
 use crate::event::{Sequence, Timestamp};
 use crate::repository::RepositoryId;
 
@@ -160,9 +160,10 @@ impl Writer {
         let mut last = Sequence::ZERO;
         let mut repositories = BTreeMap::new();
         {
-            let mut scan = transaction.prepare_cached(
-                "SELECT sequence, size, accepted_at, repository_id FROM events ORDER BY sequence LIMIT ?1",
-            )?;
+            let mut scan = transaction.prepare_cached(&format!(
+                "SELECT sequence, size + {}, accepted_at, repository_id FROM events ORDER BY sequence LIMIT ?1",
+                acknowledging::stored_bytes()
+            ))?;
             let mut rows = scan.query([codec::signed(STEP_EVENTS as u64)])?;
             while let Some(row) = rows.next()? {
                 let too_many = position.events > 1

@@ -39,7 +39,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `ahead` has ranges since the second version. What the first kept one by one is put together by walking it in its
 ///   own order, because it may be as much as there are events; so is `repositories`, one event after the other.
 /// - `position` has one row; its `store` is the store's id.
-/// - `for_client` and `for_target` are the event's address. `original` is the event of which an operator made it, and
+/// - `for_client` and `for_target` are the event's address: a client, and a line for each target. `original` is the event of which an operator made it, and
 ///   null for what a sender sent: only that has an identity.
 /// - The indexes of dead letters hold only what is one now, so they cost nothing while all goes well.
 /// - `hops` are the servers that an event came through, and `origin_store` and `origin_sequence` the first of them, to find
@@ -53,6 +53,7 @@ pub(super) const READER_CACHE: u32 = 512;
 /// - `runs` has the runs of the store, oldest first: see [`History`]. The first stands for all events that were stored before
 ///   there were runs, so all copies of the store share it.
 /// - `relays` has what each relay stored about its peer.
+/// - `position.bytes` also counts the outcomes since the fourth version, as `acknowledging::stored_bytes` does.
 /// - `first_attempts` has the first failed attempts of events that are not acknowledged: see `attempts`.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
@@ -213,6 +214,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
         at       INTEGER NOT NULL,
         PRIMARY KEY (client, sequence, target)
     ) STRICT, WITHOUT ROWID;
+
+    UPDATE position SET bytes = bytes + coalesce((
+        SELECT sum(100 + octet_length(client) + octet_length(target) + octet_length(detail))
+        FROM outcomes
+    ), 0);
 ",
 ];
 

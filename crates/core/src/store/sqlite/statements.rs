@@ -6,9 +6,7 @@ use super::{ahead, attempts, codec, counts, reader, times};
 use crate::event::{Address, ClientId, Event, Facts, Sequence, Timestamp, Webhook};
 use crate::hop::Hops;
 use crate::repository::RepositoryPattern;
-use crate::store::{
-    Acknowledgement, Appended, MAX_RUNS, Redelivery, Run, Statistics, WatchlistChange, beyond,
-};
+use crate::store::{Appended, MAX_RUNS, Redelivery, Run, Statistics, WatchlistChange};
 
 /// From this size on a body is written part by part, in bytes. Bound as a parameter, SQLite would hold it twice more: that
 /// is nothing for the usual webhook, and 50 MB for the largest. The parts cost a second write of the same pages.
@@ -112,18 +110,21 @@ impl Batch<'_> {
         webhook.facts.hops = Hops::default();
         let marks = Marks { redelivery: true, address, original: Some(sequence) };
         let new = self.insert(&webhook, &marks)?;
-        self.transaction
-            .prepare_cached(
-                "UPDATE outcomes SET redelivered_as = ?1 \
-                 WHERE sequence = ?2 AND result = 'failed' AND redelivered_as IS NULL \
-                 AND (?3 IS NULL OR client = ?3) AND (?4 IS NULL OR target = ?4)",
-            )?
-            .execute(params![
-                codec::signed(new.get()),
-                codec::signed(sequence.get()),
-                address.client.as_ref().map(ClientId::as_str),
-                address.target,
-            ])?;
+        let mut mark = self.transaction.prepare_cached(
+            "UPDATE outcomes SET redelivered_as = ?1 \
+             WHERE sequence = ?2 AND result = 'failed' AND redelivered_as IS NULL \
+             AND (?3 IS NULL OR client = ?3) AND (?4 IS NULL OR target = ?4)",
+        )?;
+        let mut mark = |target: Option<&str>| {
+            let client = address.client.as_ref().map(ClientId::as_str);
+            mark.execute(params![codec::signed(new.get()), codec::signed(sequence.get()), client, target])
+        };
+        if address.targets.is_empty() {
+            mark(None)?;
+        }
+        for target in &address.targets {
+            mark(Some(target))?;
+        }
         Ok(Some(Event { sequence: new, redelivery: true, address: address.clone(), webhook }))
     }
 
@@ -155,7 +156,7 @@ impl Batch<'_> {
                 marks.redelivery,
                 codec::signed(size),
                 marks.address.client.as_ref().map(ClientId::as_str),
-                marks.address.target,
+                codec::encode_targets(marks.address),
                 marks.original.map(|original| codec::signed(original.get())),
                 codec::checksum(&headers, &webhook.body),
                 codec::encode_hops(&facts.hops),
@@ -193,47 +194,6 @@ impl Batch<'_> {
         }
         blob.close()
     }
-}
-
-/// Stores outcomes and moves the cursor: see [`EventStore::acknowledge`](crate::store::EventStore::acknowledge).
-pub(super) fn acknowledge(
-    transaction: &Transaction<'_>,
-    client: &ClientId,
-    acknowledgements: &[Acknowledgement],
-    cursor: Sequence,
-) -> rusqlite::Result<()> {
-    let name = client.as_str();
-    // RETURNING gives the cursor as it then is: it may have been further already.
-    let cursor = transaction
-        .prepare_cached(
-            "INSERT INTO cursors (client, cursor) VALUES (?1, ?2) \
-             ON CONFLICT (client) DO UPDATE SET cursor = max(cursor, excluded.cursor) RETURNING cursor",
-        )?
-        .query_row(params![name, codec::signed(cursor.get())], |row| codec::sequence(row, 0))?;
-    ahead::remove_through(transaction, client, cursor)?;
-    ahead::insert(transaction, client, beyond(acknowledgements, cursor))?;
-    attempts::forget(transaction, client, acknowledgements, cursor)?;
-    // Takes nothing if retention has removed the event.
-    let mut insert = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO outcomes (sequence, client, target, result, code, attempts, duration_ns, at, detail) \
-         SELECT sequence, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM events WHERE sequence = ?1",
-    )?;
-    for Acknowledgement { sequence, outcomes } in acknowledgements {
-        for outcome in outcomes {
-            insert.execute(params![
-                codec::signed(sequence.get()),
-                name,
-                outcome.target,
-                outcome.result.as_str(),
-                outcome.code,
-                outcome.attempts,
-                i64::try_from(outcome.duration.as_nanos()).unwrap_or(i64::MAX),
-                codec::signed(outcome.at.as_millis()),
-                outcome.detail,
-            ])?;
-        }
-    }
-    Ok(())
 }
 
 /// Sets the cursor and forgets what was done ahead.

@@ -284,7 +284,7 @@ fn perform(task: &mut Task, batch: &mut Batch<'_>, redelivery: Redelivery) -> Re
             answer.hold(event.as_ref().map(|event| event.sequence));
         }
         Task::Acknowledge { client, acknowledgements, cursor, answer } => {
-            statements::acknowledge(transaction, client, acknowledgements, *cursor)?;
+            batch.acknowledge(client, acknowledgements, *cursor)?;
             answer.hold(());
         }
         Task::RecordFirstAttempts { client, first_attempts, answer } => {

@@ -257,7 +257,7 @@ async fn what_is_for_another_target_is_passed_over() {
     let (mut rig, door) = rig(Duration::ZERO, None, 1 << 20);
     let mut got = rig.read(door);
     for (sequence, target) in [(1, "jenkins"), (2, TARGET)] {
-        let address = Some(v1::Address { client_id: None, target: Some(target.to_owned()) });
+        let address = Some(v1::Address { client_id: None, targets: vec![target.to_owned()] });
         rig.say(Response::Event(v1::Event { sequence, address, ..v1::Event::default() }));
     }
     assert_eq!(next(&mut got).await, (0, vec![2]));

@@ -67,7 +67,7 @@ async fn the_second_version_is_upgraded_and_takes_what_comes_through_other_serve
         assert_eq!((page.events.len(), page.events[3].redelivery), (4, true));
         assert_eq!(
             page.events[3].address,
-            Address { client: Some(client()), target: Some("jenkins".into()) }
+            Address { client: Some(client()), targets: vec!["jenkins".into()] }
         );
         let id = page.events[0].webhook.facts.repository_id.unwrap();
         assert_eq!(
@@ -153,7 +153,7 @@ async fn what_came_with_the_second_version_survives_reopening() {
     let mut failed = acknowledgement(Sequence::new(1));
     failed.outcomes[0].result = OutcomeResult::Failed;
     store.acknowledge(&client(), vec![failed], Sequence::new(1)).await.unwrap();
-    let address = Address { client: Some(client()), target: Some("jenkins".into()) };
+    let address = Address { client: Some(client()), targets: vec!["jenkins".into()] };
     let copy = store.redeliver(Sequence::new(1), address).await.unwrap().unwrap();
     let pattern = "octo/*".parse().unwrap();
     store.change_watchlist(&pattern, Some(WatchlistChange::Removed)).await.unwrap();
