@@ -23,7 +23,7 @@ use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
-use crate::auth::{ClientAuth, MethodGuard};
+use crate::auth::{CallLimits, ClientAuth, MethodGuard};
 use crate::compat::{self, Compat};
 use crate::info::InfoService;
 use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
@@ -237,14 +237,16 @@ impl Server {
         if let Some(address) = apart {
             let tcp = bind(address, "gRPC health").await?;
             addresses.health = Some(local_address(&tcp, address)?);
-            let router = method_guard(&options).protect(Routes::new(health_service).into_axum_router());
+            let router =
+                method_guard(&options, &shared.calls).protect(Routes::new(health_service).into_axum_router());
             let router = router.fallback(ingest::not_found);
             listeners.push(listener(tcp, Security::Plain, router, limits.small));
         }
         if let Some(address) = options.admin {
             let tcp = bind(address, "the admin interface").await?;
             addresses.admin = Some(local_address(&tcp, address)?);
-            let router = admin::router(Arc::clone(&shared.admin), options.clients.clone());
+            let router =
+                admin::router(Arc::clone(&shared.admin), options.clients.clone(), shared.calls.clone());
             listeners.push(listener(tcp, Security::Plain, router, limits.small));
         }
         let Shared { store, relays, relaying, subscriptions, tasks, ending, .. } = shared;
@@ -347,8 +349,12 @@ async fn ended(store: &dyn EventStore) {
     drop(store.head().wait_for(|_| false).await);
 }
 
-fn method_guard(options: &ServerOptions) -> MethodGuard {
-    MethodGuard { auth: options.clients.clone(), verifies_webhooks: options.signature.is_some() }
+fn method_guard(options: &ServerOptions, limits: &CallLimits) -> MethodGuard {
+    MethodGuard {
+        auth: options.clients.clone(),
+        verifies_webhooks: options.signature.is_some(),
+        limits: limits.clone(),
+    }
 }
 
 fn grpc_security(options: &ServerOptions) -> Security {
@@ -380,6 +386,7 @@ struct Shared {
     relays: Arc<Relays>,
     relaying: Vec<Relaying>,
     admin: Arc<Admin>,
+    calls: CallLimits,
     tasks: TaskTracker,
     ending: Ending,
 }
@@ -419,7 +426,20 @@ impl Shared {
             heartbeat: options.streams.heartbeat,
             shown: Arc::new(Semaphore::new(admin::SHOWN_BYTES as usize)),
         });
-        Ok(Self { store, watchlist, metrics, subscriptions, intake, relays, relaying, admin, tasks, ending })
+        let calls = CallLimits::new(options.streams.max_client_ids);
+        Ok(Self {
+            store,
+            watchlist,
+            metrics,
+            subscriptions,
+            intake,
+            relays,
+            relaying,
+            admin,
+            calls,
+            tasks,
+            ending,
+        })
     }
 
     fn ingest(&self, options: &ServerOptions) -> Ingest {
@@ -476,7 +496,7 @@ impl Shared {
             .merge(publish::router(publications))
             .merge(streams)
             .merge(compat::push_router(ingest));
-        method_guard(options).protect(router)
+        method_guard(options, &self.calls).protect(router)
     }
 
     fn info(&self, options: &ServerOptions, at: SocketAddr) -> InfoService {

@@ -1,14 +1,18 @@
 //! Who may subscribe and read: bearer tokens and client certificates.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use gitstafette_core::secret::Secret;
 use gitstafette_core::store::{Owner, StoreId};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+mod calls;
 mod methods;
 
+pub(crate) use calls::{CallLimits, CallOf};
 pub(crate) use methods::{FETCH, MethodGuard, PUBLISH, PUSH, SUBSCRIBE, unknown_method};
 
 /// Who is at the other end of a connection. Put into every request's extensions by the listener.
@@ -20,6 +24,16 @@ pub(crate) struct Peer {
     pub(crate) certificate: PeerCertificate,
     /// Cuts the connection, whatever is on it.
     pub(crate) cut: CancellationToken,
+    /// A permit for each call without a token that may be in progress on the connection.
+    pub(crate) calls_without_token: Arc<Semaphore>,
+}
+
+impl Peer {
+    /// The peer of a new connection.
+    pub(crate) fn new(address: SocketAddr, certificate: PeerCertificate) -> Self {
+        let calls_without_token = Arc::new(Semaphore::new(calls::MOST_OF_CONNECTION));
+        Self { address, certificate, cut: CancellationToken::new(), calls_without_token }
+    }
 }
 
 /// Whether the peer of a connection showed a certificate that the CA signed.
@@ -95,9 +109,24 @@ impl ClientAuth {
         self.shows(authorization, [&self.tokens, &self.operator_tokens], AuthError::NotClient)
     }
 
-    /// Whether the caller may subscribe.
+    /// Whether the caller may subscribe. Where clients need no token, a publisher's is refused all the same.
     pub(crate) fn check_client(&self, authorization: Option<&[u8]>) -> Result<(), AuthError> {
-        if self.tokens.is_empty() { Ok(()) } else { self.check_token(authorization) }
+        if !self.tokens.is_empty() {
+            return self.check_token(authorization);
+        }
+        let given = authorization.and_then(bearer);
+        let is_publisher = given.is_some_and(|given| {
+            is_among(&self.publisher_tokens, given) && !is_among(&self.operator_tokens, given)
+        });
+        if is_publisher { Err(AuthError::NotClient) } else { Ok(()) }
+    }
+
+    /// Whose call it is, of a caller that may call. All tokens are compared.
+    pub(crate) fn call_of(&self, authorization: Option<&[u8]>) -> CallOf {
+        let Some(given) = authorization.and_then(bearer) else { return CallOf::Anonymous };
+        let all = self.tokens.iter().chain(&self.operator_tokens).chain(&self.publisher_tokens);
+        let known = all.enumerate().filter(|(_, token)| token.matches(given));
+        known.last().map_or(CallOf::Anonymous, |(place, _)| CallOf::Token(place))
     }
 
     /// Whether the caller may publish, and is believed. Where nobody needs a token, everybody may.
@@ -211,6 +240,9 @@ mod tests {
         assert_eq!(apart.check_operator(None), Err(AuthError::Missing));
         let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
         assert_eq!(alike.check_operator(Some(b"Bearer client")), Ok(()));
+        let calls = [&b"Bearer client"[..], b"bearer operator", b"Bearer other"]
+            .map(|text| apart.call_of(Some(text)));
+        assert_eq!(calls, [CallOf::Token(0), CallOf::Token(1), CallOf::Anonymous]);
         let anonymous = ClientAuth { operator_tokens: tokens("operator"), ..ClientAuth::default() };
         assert_eq!(anonymous.check_client(None), Ok(()), "clients need none");
         assert_eq!(anonymous.check_operator(None), Err(AuthError::Missing));
@@ -243,6 +275,9 @@ mod tests {
         assert_eq!(apart.publisher(Some(b"Bearer client")), Err(AuthError::NotPublisher));
         assert_eq!(apart.publisher(None), Err(AuthError::Missing));
         assert_eq!(apart.check_operator(Some(b"Bearer publisher")), Err(AuthError::NotOperator));
+        let anonymous = ClientAuth { publisher_tokens: tokens("publisher"), ..ClientAuth::default() };
+        assert_eq!(anonymous.check_client(None), Ok(()));
+        assert_eq!(anonymous.check_client(Some(b"Bearer publisher")), Err(AuthError::NotClient));
         let alike = ClientAuth { tokens: tokens("client"), ..ClientAuth::default() };
         assert_eq!(alike.publisher(Some(b"Bearer client")), Ok(Publisher::Unproven));
         assert_eq!(alike.publisher(Some(b"Bearer other")), Err(AuthError::Wrong));

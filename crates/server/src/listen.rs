@@ -5,6 +5,7 @@ mod limit;
 mod observed;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::convert::Infallible;
 use std::io;
@@ -34,10 +35,11 @@ use tracing::{debug, info, warn};
 use crate::REFUSALS;
 use crate::auth::{Peer, PeerCertificate};
 use crate::ingest::{MAX_WAITING_PER_CONNECTION, UNREAD_BYTES};
-use activity::{Activity, Watched};
+use activity::Activity;
 use observed::Observed;
+use watched::Watched;
 
-pub(crate) use activity::Timeouts;
+pub(crate) use activity::{Caller, Timeouts};
 pub(crate) use limit::ConnectionLimit;
 
 /// From the start of a connection to the end of its first head, and from the first byte of a later head to its end. GitHub
@@ -47,7 +49,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const STALLED_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection that was told to end may be silent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for an idle connection that ends because others need its place.
+/// The same for a connection that ends because others need its place.
 const EVICTED_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that answers no HTTP/2 PING is gone: its subscription must not stay attached for ever.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
@@ -142,7 +144,7 @@ pub(crate) struct Listener {
 enum ConnectionError {
     #[error("silent for too long")]
     Silent,
-    #[error("idle when other connections needed its place")]
+    #[error("other connections needed its place")]
     Evicted,
     #[error("cut when the server ended")]
     Cut,
@@ -168,7 +170,12 @@ impl Listener {
             let Some((accepted, place)) = ending.stop.run_until_cancelled(accepted).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
-                    let connection = self.connection(&tasks, &ending);
+                    let Some(place) = self.limit.admit(place, peer.ip()) else {
+                        let reason = "its address has too many connections";
+                        info!(target: REFUSALS, { client.address = %peer, reason }, "connection refused");
+                        continue;
+                    };
+                    let connection = self.connection(&tasks, &ending, peer.ip());
                     tasks.spawn(async move {
                         connection.run(stream, peer).await;
                         drop(place);
@@ -182,14 +189,14 @@ impl Listener {
         }
     }
 
-    fn connection(&self, tasks: &TaskTracker, ending: &Ending) -> Connection {
+    fn connection(&self, tasks: &TaskTracker, ending: &Ending, address: IpAddr) -> Connection {
         Connection {
             security: self.security.clone(),
             router: self.router.clone(),
             timeouts: self.timeouts,
             tasks: tasks.clone(),
             ending: ending.clone(),
-            activity: Arc::new(Activity::new(Arc::clone(&self.limit))),
+            activity: Arc::new(Activity::new(Arc::clone(&self.limit), address)),
         }
     }
 }
@@ -251,7 +258,7 @@ impl Connection {
         address: SocketAddr,
         certificate: PeerCertificate,
     ) -> Result<(), ConnectionError> {
-        let peer = Peer { address, certificate, cut: CancellationToken::new() };
+        let peer = Peer::new(address, certificate);
         let service = service_fn(|request| self.call(request, peer.clone()));
         let builder = self.builder();
         let stream = Observed::new(stream, Arc::clone(&self.activity));
@@ -268,6 +275,9 @@ impl Connection {
                 (Err(ConnectionError::Silent), closing)
             }
             () = activity.evicted() => {
+                if activity.may_be_cut() {
+                    return Err(ConnectionError::Evicted);
+                }
                 (Err(ConnectionError::Evicted), timeouts.closing(timeouts.close.min(EVICTED_TIMEOUT)))
             }
         };
@@ -294,6 +304,7 @@ impl Connection {
         let (activity, handler) = (Arc::clone(&self.activity), self.activity.begin_request(version));
         let mut request = request.map(|body| Body::new(Watched::request(body, handler.another())));
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(handler.caller());
         // A router is always ready: its clone is cheap and holds no state of its own.
         let answering = self.router.clone().call(request);
         async move {

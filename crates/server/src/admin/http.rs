@@ -31,8 +31,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::redeliver::{Progress, RedeliveryError};
 use super::{Admin, Form, RemoveError, Shown, missing};
-use crate::auth::ClientAuth;
+use crate::auth::{CallLimits, ClientAuth};
 use crate::ingest::Problem;
+use crate::listen::Caller;
 use crate::watchlist::ChangeError;
 use crate::whole_number;
 
@@ -48,12 +49,13 @@ const REDELIVERY_TIME: Duration = Duration::from_secs(10);
 struct Operators {
     admin: Arc<Admin>,
     auth: ClientAuth,
+    calls: CallLimits,
 }
 
 /// The whole admin surface. Metrics are open to whoever reaches the listener, as scrapers expect; all else takes an
 /// operator's token if the server has tokens.
-pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth) -> Router {
-    let operators = Operators { admin, auth };
+pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth, calls: CallLimits) -> Router {
+    let operators = Operators { admin, auth, calls };
     let guarded = Router::new()
         .route("/v1/events", get(list))
         .route("/v1/events/follow", get(follow))
@@ -83,12 +85,21 @@ async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    operators.auth.check_operator(headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+    let authorization = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    operators.auth.check_operator(authorization)?;
     if !operators.auth.asks_for_token() && !is_local(&headers) {
         let detail = "without tokens the admin interface answers to localhost only; ask by 127.0.0.1, or set --admin-token-file";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
-    Ok(next.run(request).await)
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        caller.keeps_connection();
+    }
+    let whose = operators.auth.call_of(authorization);
+    let call = operators
+        .calls
+        .begin(whose, request.extensions().get())
+        .map_err(|status| Problem::new(StatusCode::TOO_MANY_REQUESTS, status.message()))?;
+    Ok(call.answer(next.run(request)).await)
 }
 
 fn is_local(headers: &HeaderMap) -> bool {

@@ -10,8 +10,9 @@ use http::header;
 use tonic::Status;
 use tracing::warn;
 
-use super::{AuthError, ClientAuth, Peer, Publisher};
+use super::{AuthError, CallLimits, CallOf, ClientAuth, Peer, Publisher};
 use crate::REFUSALS;
+use crate::listen::Caller;
 
 /// The path of the method `Subscribe`.
 pub(crate) const SUBSCRIBE: &str = "/gitstafette.v1.Gitstafette/Subscribe";
@@ -21,6 +22,9 @@ pub(crate) const FETCH: &str = "/gitstafette.v1.Gitstafette/FetchWebhookEvents";
 pub(crate) const PUBLISH: &str = "/gitstafette.v1.Gitstafette/Publish";
 /// The path of the method `WebhookEventPush`.
 pub(crate) const PUSH: &str = "/gitstafette.v1.Gitstafette/WebhookEventPush";
+
+/// The path of the method `Watch` of health.
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// What a caller must show to call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,7 @@ enum Required {
 /// Every method that the server offers.
 const METHODS: [(&str, Required); 21] = [
     ("/grpc.health.v1.Health/Check", Required::Nothing),
-    ("/grpc.health.v1.Health/Watch", Required::Nothing),
+    (WATCH, Required::Nothing),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Required::Client),
     ("/info.Info/GetInfo", Required::Client),
     (FETCH, Required::Client),
@@ -74,6 +78,8 @@ pub(crate) struct MethodGuard {
     pub(crate) auth: ClientAuth,
     /// Whether the server verifies the signatures of webhooks.
     pub(crate) verifies_webhooks: bool,
+    /// How many calls they may have in progress.
+    pub(crate) limits: CallLimits,
 }
 
 impl MethodGuard {
@@ -108,26 +114,44 @@ impl MethodGuard {
 
 async fn check(State(guard): State<MethodGuard>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let Some((_, required)) = METHODS.iter().find(|(method, _)| *method == path) else {
+    let Some((method, required)) = METHODS.iter().find(|(method, _)| *method == path) else {
         return unknown_method().into_http();
     };
     let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let peer: Option<&Peer> = request.extensions().get();
-    match guard.authorize(*required, authorization, peer) {
-        Ok(publisher) => {
+    let authorized = guard.authorize(*required, authorization, peer).map_err(Status::from);
+    let admitted = authorized.and_then(|publisher| {
+        let whose = match (*required, publisher) {
+            (Required::Nothing, _) if *method == WATCH => CallOf::Watch,
+            (Required::Nothing, _) | (_, Some(Publisher::WithoutToken)) => CallOf::Nobody,
+            _ => guard.auth.call_of(authorization),
+        };
+        Ok((publisher, whose, guard.limits.begin(whose, peer)?))
+    });
+    match admitted {
+        Ok((publisher, whose, call)) => {
+            if let Some(caller) = request.extensions().get::<Caller>() {
+                match whose {
+                    CallOf::Watch => {}
+                    CallOf::Nobody if *required == Required::Nothing => {}
+                    CallOf::Nobody => caller.sends_webhook(),
+                    CallOf::Token(_) | CallOf::Anonymous => caller.keeps_connection(),
+                }
+            }
             if let Some(publisher) = publisher {
                 request.extensions_mut().insert(publisher);
             }
-            next.run(request).await
+            call.answer(next.run(request)).await
         }
-        Err(error) => {
+        Err(status) => {
             let address = peer.map(|peer| tracing::field::display(peer.address));
+            let reason = status.message();
             warn!(
                 target: REFUSALS,
-                { client.address = address, rpc.method = path, reason = %error },
+                { client.address = address, rpc.method = path, reason },
                 "caller refused"
             );
-            Status::from(error).into_http()
+            status.into_http()
         }
     }
 }

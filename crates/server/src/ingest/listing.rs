@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Ingest;
 use super::problem::Problem;
+use crate::listen::Caller;
 use crate::whole_number;
 
 /// What one listing holds at most.
@@ -152,6 +153,9 @@ pub(super) async fn require_token(
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     ingest.auth.check_token(request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        caller.keeps_connection();
+    }
     Ok(next.run(request).await)
 }
 

@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use super::problem::{Problem, Refusal};
 use super::{Ingest, jenkins};
 use crate::auth::Peer;
+use crate::listen::Caller;
 
 /// What is known of a webhook while it is being received, for the log.
 #[derive(Debug)]
@@ -120,8 +121,11 @@ impl Ingest {
             self.bodies.refuse(&parts.headers, body);
             return Err(refusal);
         }
+        let caller = parts.extensions.get::<Caller>();
+        caller.inspect(|caller| caller.sends_webhook());
         let connection = parts.extensions.get::<Peer>().map(|peer| peer.address);
         let body = self.bodies.read(&parts.headers, body, connection, seen.started).await?;
+        caller.inspect(|caller| caller.keeps_connection());
         let request = Unverified { headers, body: body.bytes };
         self.judge(request, Trust::Sender, body.reservation, seen).await
     }

@@ -8,24 +8,20 @@
 //!   as a subscription without news does, may be silent for any time. A response that waits for its peer may not: a peer that
 //!   asks and never reads would hold its connection for ever, and so would one that asked once and answers PINGs since.
 //! - Between requests a connection is idle. A load balancer keeps idle connections, and sends a webhook into one at any time.
+//!
+//! If places for connections are scarce, one ends earlier, see [`Rank`]. A request whose caller is authenticated keeps its
+//! connection. All others do not.
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Version;
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::limit::{ConnectionLimit, IdleKey};
-
-/// The largest part of a body that passes at once, in bytes: a slow peer that reads a large message shows part by part
-/// that it does.
-const PART_BYTES: usize = 64 << 10;
+use super::limit::{ConnectionLimit, Key, Rank};
 
 /// How long a connection may be silent.
 #[derive(Clone, Copy, Debug)]
@@ -47,45 +43,54 @@ pub(super) struct Activity {
     /// Notified when another limit applies, which may end the silence earlier.
     limit_changed: Notify,
     limit: Arc<ConnectionLimit>,
-    /// Cancelled when the connection is to end because it is idle and others need its place.
+    /// The address of the peer.
+    caller: IpAddr,
+    /// Cancelled when the connection is to end because others need its place.
     evicted: CancellationToken,
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     has_begun: bool,
     is_http1: bool,
     /// Requests under way: their handlers and the bodies that still exist.
     parts: usize,
+    /// Requests under way whose caller is authenticated, and those that bring a webhook.
+    authenticated: usize,
+    webhooks: usize,
     /// Responses that wait for this server.
-    waiting: usize,
+    pub(super) waiting: usize,
     /// Whether a response announced that it is the last one.
     is_closing: bool,
     /// Whether the peer does not read what was written.
     is_write_blocked: bool,
-    moved: Instant,
+    pub(super) moved: Instant,
     /// When the first byte of the next head came.
     head_began: Option<Instant>,
-    /// The place in the queue of idle connections.
-    idle: Option<IdleKey>,
+    /// The place in the queue of connections that may end.
+    queued: Option<Key>,
 }
 
 impl Activity {
-    /// Of a connection that begins now.
-    pub(super) fn new(limit: Arc<ConnectionLimit>) -> Self {
-        let evicted = CancellationToken::new();
+    /// Of a connection of this peer that begins now.
+    pub(super) fn new(limit: Arc<ConnectionLimit>, caller: IpAddr) -> Self {
         let state = State {
             has_begun: false,
             is_http1: false,
             parts: 0,
+            authenticated: 0,
+            webhooks: 0,
             waiting: 0,
             is_closing: false,
             is_write_blocked: false,
             moved: Instant::now(),
             head_began: None,
-            idle: Some(limit.enqueue_unused(evicted.clone())),
+            queued: None,
         };
-        Self { state: Mutex::new(state), limit_changed: Notify::new(), limit, evicted }
+        let (limit_changed, evicted) = (Notify::new(), CancellationToken::new());
+        let activity = Self { state: Mutex::new(state), limit_changed, limit, caller, evicted };
+        activity.requeue(&mut activity.state());
+        activity
     }
 
     /// A request begins.
@@ -96,7 +101,8 @@ impl Activity {
             state.is_http1 = version < Version::HTTP_2;
         }
         self.limit_changed.notify_one();
-        Part::new(Arc::clone(self))
+        let request = RequestUnderWay { activity: Arc::clone(self), standing: Mutex::default() };
+        Part::new(Arc::new(request))
     }
 
     /// Something moves.
@@ -111,7 +117,7 @@ impl Activity {
             return;
         }
         state.head_began = Some(Instant::now());
-        self.dequeue(&mut state);
+        self.requeue(&mut state);
         drop(state);
         self.limit_changed.notify_one();
     }
@@ -141,9 +147,15 @@ impl Activity {
         !state.has_begun || state.parts == 0 && state.head_began.is_some()
     }
 
+    /// Whether what is under way does not keep the connection: if it is to end, it is cut.
+    pub(super) fn may_be_cut(&self) -> bool {
+        let state = self.state();
+        state.authenticated == 0 && state.parts > 0
+    }
+
     /// Whether a response that begins now is to announce that it is the last one: when connections are scarce.
     pub(super) fn closes_after_response(&self) -> bool {
-        let is_scarce = self.limit.is_scarce();
+        let is_scarce = self.limit.is_scarce_for(self.caller);
         self.state().is_closing |= is_scarce;
         is_scarce
     }
@@ -162,26 +174,46 @@ impl Activity {
         }
     }
 
-    /// Waits until the connection is to end because it is idle and others need its place.
+    /// Waits until the connection is to end because others need its place.
     pub(super) async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
 
-    fn dequeue(&self, state: &mut State) {
-        if let Some(key) = state.idle.take() {
+    /// Puts the connection where it belongs in the queue of those that may end.
+    fn requeue(&self, state: &mut State) {
+        let rank = state.rank();
+        if state.queued.map(|key| key.rank) == rank {
+            return;
+        }
+        if let Some(key) = state.queued.take() {
             self.limit.dequeue(key);
+        }
+        state.queued = rank.map(|rank| self.limit.enqueue(rank, self.caller, self.evicted.clone()));
+    }
+
+    /// A request, or a part of one, has ended.
+    fn ended(&self, mut state: MutexGuard<'_, State>) {
+        state.moved = Instant::now();
+        self.requeue(&mut state);
+        let (parts, rank) = (state.parts, state.rank());
+        drop(state);
+        if parts == 0 {
+            self.limit_changed.notify_one();
+        }
+        if rank == Some(Rank::Idle) {
+            self.limit.relieve();
         }
     }
 
     /// Never held across a wait.
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Activity {
     fn drop(&mut self) {
-        let key = self.state().idle.take();
+        let key = self.state().queued.take();
         if let Some(key) = key {
             self.limit.dequeue(key);
         }
@@ -189,6 +221,20 @@ impl Drop for Activity {
 }
 
 impl State {
+    /// How soon the connection ends if places are scarce; `None`: not at all.
+    fn rank(&self) -> Option<Rank> {
+        if !self.has_begun {
+            return Some(Rank::New);
+        }
+        if self.authenticated > 0 {
+            return None;
+        }
+        if self.webhooks > 0 || self.parts == 0 && (self.head_began.is_some() || self.is_closing) {
+            return Some(Rank::Busy);
+        }
+        Some(if self.parts > 0 { Rank::Unproven } else { Rank::Idle })
+    }
+
     /// When the silence has lasted too long, if nothing moves until then.
     fn end(&self, timeouts: Timeouts) -> Instant {
         if !self.has_begun {
@@ -208,150 +254,114 @@ impl State {
     }
 }
 
+/// What is known of the caller of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Standing {
+    /// Nothing.
+    #[default]
+    Unproven,
+    /// It sends a webhook, which ends within a time limit.
+    Webhook,
+    /// It is authenticated.
+    Authenticated,
+}
+
+/// A request of which parts exist.
+#[derive(Debug)]
+struct RequestUnderWay {
+    activity: Arc<Activity>,
+    standing: Mutex<Standing>,
+}
+
+impl RequestUnderWay {
+    /// Changes what is known of the caller.
+    fn is_from(&self, standing: Standing) {
+        let mut known = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.activity.state();
+        state.count(*known, |count| *count -= 1);
+        state.count(standing, |count| *count += 1);
+        *known = standing;
+        self.activity.requeue(&mut state);
+    }
+}
+
+impl Drop for RequestUnderWay {
+    fn drop(&mut self) {
+        self.is_from(Standing::Unproven);
+        self.activity.ended(self.activity.state());
+    }
+}
+
+impl State {
+    fn count(&mut self, standing: Standing, change: impl FnOnce(&mut usize)) {
+        match standing {
+            Standing::Unproven => {}
+            Standing::Webhook => change(&mut self.webhooks),
+            Standing::Authenticated => change(&mut self.authenticated),
+        }
+    }
+}
+
+/// Lets a handler tell what it knows of the caller of a request. Without it, the request does not keep its connection. Put into
+/// every request's extensions by the listener.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(Weak<RequestUnderWay>);
+
+impl Caller {
+    /// The request keeps its connection: its caller is authenticated, or the server asks for nothing, or what is left to do does
+    /// not depend on the caller.
+    pub(crate) fn keeps_connection(&self) {
+        self.is_from(Standing::Authenticated);
+    }
+
+    /// The request brings a webhook: its connection ends only if nothing else can.
+    pub(crate) fn sends_webhook(&self) {
+        self.is_from(Standing::Webhook);
+    }
+
+    fn is_from(&self, standing: Standing) {
+        if let Some(request) = self.0.upgrade() {
+            request.is_from(standing);
+        }
+    }
+}
+
 /// A part of a request under way: its handler, or a body. The connection is idle when none is left.
 #[derive(Debug)]
-pub(super) struct Part(Arc<Activity>);
+pub(super) struct Part(Arc<RequestUnderWay>);
 
 impl Part {
-    fn new(activity: Arc<Activity>) -> Self {
+    fn new(request: Arc<RequestUnderWay>) -> Self {
         {
-            let mut state = activity.state();
+            let mut state = request.activity.state();
             state.parts += 1;
             state.head_began = None;
             state.moved = Instant::now();
-            activity.dequeue(&mut state);
+            request.activity.requeue(&mut state);
         }
-        Self(activity)
+        Self(request)
     }
 
     /// One more part of the same request.
     pub(super) fn another(&self) -> Self {
         Self::new(Arc::clone(&self.0))
     }
+
+    /// What the handler of the request tells with.
+    pub(super) fn caller(&self) -> Caller {
+        Caller(Arc::downgrade(&self.0))
+    }
+
+    pub(super) fn activity(&self) -> &Activity {
+        &self.0.activity
+    }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let Self(activity) = self;
-        let mut state = activity.state();
+        let mut state = self.activity().state();
         state.parts -= 1;
-        state.moved = Instant::now();
-        if state.parts > 0 {
-            return;
-        }
-        let is_kept = !state.is_closing;
-        if is_kept {
-            state.idle = Some(activity.limit.enqueue_idle(activity.evicted.clone()));
-        }
-        drop(state);
-        activity.limit_changed.notify_one();
-        if is_kept {
-            activity.limit.relieve();
-        }
-    }
-}
-
-/// A body that tells the activity of its connection.
-#[derive(Debug)]
-pub(super) struct Watched<B> {
-    body: B,
-    /// What is left of a frame larger than a part.
-    rest: Bytes,
-    direction: Direction,
-    is_waiting: bool,
-    part: Part,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    /// It comes from the peer: to wait for it is to wait for the peer.
-    In,
-    /// It comes from this server.
-    Out,
-}
-
-impl<B> Watched<B> {
-    /// The body of a request.
-    pub(super) fn request(body: B, part: Part) -> Self {
-        Self::new(body, Direction::In, part)
-    }
-
-    /// The body of a response.
-    pub(super) fn response(body: B, part: Part) -> Self {
-        Self::new(body, Direction::Out, part)
-    }
-
-    fn new(body: B, direction: Direction, part: Part) -> Self {
-        Self { body, rest: Bytes::new(), direction, is_waiting: false, part }
-    }
-
-    /// The next part of a frame that is larger than one. It is a copy: a slice would keep the whole frame in memory for as long
-    /// as it waits in a buffer of the connection.
-    fn next_part(&mut self) -> Bytes {
-        Bytes::copy_from_slice(&self.rest.split_to(self.rest.len().min(PART_BYTES)))
-    }
-
-    /// Notes whether the body had something to give.
-    fn note(&mut self, is_pending: bool) {
-        let is_waiting = is_pending && self.direction == Direction::Out;
-        let mut state = self.part.0.state();
-        match (self.is_waiting, is_waiting) {
-            (false, true) => state.waiting += 1,
-            (true, false) => state.waiting -= 1,
-            _ => {}
-        }
-        self.is_waiting = is_waiting;
-        if !is_pending {
-            state.moved = Instant::now();
-        }
-    }
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = self.get_mut();
-        if !this.rest.is_empty() {
-            this.note(false);
-            return Poll::Ready(Some(Ok(Frame::data(this.next_part()))));
-        }
-        let polled = Pin::new(&mut this.body).poll_frame(context);
-        this.note(polled.is_pending());
-        polled.map_ok(|frame| {
-            frame.map_data(|data| {
-                if data.len() <= PART_BYTES {
-                    return data;
-                }
-                this.rest = data;
-                this.next_part()
-            })
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
-        let mut hint = SizeHint::new();
-        if let Some(upper) = body.upper() {
-            hint.set_upper(upper.saturating_add(rest));
-        }
-        hint.set_lower(body.lower().saturating_add(rest));
-        hint
-    }
-}
-
-impl<B> Drop for Watched<B> {
-    /// Its end is a movement, too: silence begins here.
-    fn drop(&mut self) {
-        self.note(false);
+        self.activity().ended(state);
     }
 }
 
@@ -359,10 +369,13 @@ impl<B> Drop for Watched<B> {
 mod tests {
     use std::io;
 
+    use bytes::Bytes;
     use futures_util::FutureExt;
     use http_body_util::{BodyExt, Full, StreamBody};
+    use hyper::body::{Body, Frame};
 
     use super::*;
+    use crate::listen::watched::{PART_BYTES, Watched};
 
     const TIMEOUTS: Timeouts = Timeouts {
         head: Duration::from_secs(10),
@@ -372,7 +385,7 @@ mod tests {
     };
 
     fn activity() -> Arc<Activity> {
-        Arc::new(Activity::new(Arc::new(ConnectionLimit::new(100))))
+        Arc::new(Activity::new(Arc::new(ConnectionLimit::new(100)), [192, 0, 2, 1].into()))
     }
 
     /// How long the connection may be silent from now, in seconds. The time is paused.

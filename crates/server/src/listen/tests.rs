@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -201,6 +201,50 @@ async fn idle_http2_connections_end_when_places_are_scarce_whatever_they_answer(
         idle.push(stream);
     }
     response(&mut served.send(GET).await, "answer").await;
+}
+
+/// Answers with a stream that never ends. On the path `/kept` its caller is authenticated.
+fn endless_answers() -> Router {
+    Router::new().fallback(async |request: Request<Body>| {
+        if request.uri().path() == "/kept" {
+            request.extensions().get::<Caller>().unwrap().keeps_connection();
+        }
+        let begin = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"begin"))]);
+        Body::from_stream(futures_util::StreamExt::chain(begin, stream::pending()))
+    })
+}
+
+#[tokio::test]
+async fn streams_that_are_not_authenticated_do_not_keep_their_connections() {
+    const KEPT: &[u8] = b"GET /kept HTTP/1.1\r\nHost: x\r\n\r\n";
+    let served = Served::limited(40, endless_answers(), NEVER).await;
+    let begun = async |bytes: &[u8]| {
+        let mut stream = served.send(bytes).await;
+        let mut read = String::new();
+        while !read.contains("begin") {
+            read.push(soon(stream.read_u8()).await.expect("it ended").into());
+        }
+        stream
+    };
+    let mut kept = begun(KEPT).await;
+    let over_http2 = [HELLO, GET_2].concat();
+    let mut held = Vec::new();
+    for number in 0..31 {
+        held.push(begun(if number % 2 == 0 { GET } else { &over_http2 }).await);
+    }
+    tokio::time::sleep(Duration::from_millis(1100)).await; // a request has a moment to show its token
+    let mut all_kept = Vec::new();
+    for _ in 0..31 {
+        all_kept.push(begun(KEPT).await);
+    }
+    for stream in &mut held {
+        until_the_end(stream).await;
+    }
+    // One address has 32 places. None of its connections may end now.
+    assert_eq!(until_the_end(&mut served.send(KEPT).await).await, "");
+    for stream in [&mut kept].into_iter().chain(&mut all_kept) {
+        assert!(stream.read_u8().now_or_never().is_none_or(|read| read.is_ok()), "it is kept");
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ mod floods;
 mod go_flags;
 mod go_wire;
 mod ingest;
+mod limits;
 mod listening;
 mod memory;
 mod network;

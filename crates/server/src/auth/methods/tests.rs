@@ -6,7 +6,6 @@ use gitstafette_core::secret::Secret;
 use http::StatusCode;
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tower::ServiceExt;
 
@@ -60,7 +59,7 @@ fn with_tokens() -> MethodGuard {
         publisher_tokens: vec![Secret::new("publisher")],
         ..ClientAuth::default()
     };
-    MethodGuard { auth, verifies_webhooks: true }
+    MethodGuard { auth, verifies_webhooks: true, limits: CallLimits::new(100) }
 }
 
 #[tokio::test]
@@ -89,7 +88,7 @@ async fn a_method_that_is_not_listed_is_closed_to_all() {
             assert_eq!(call(with_tokens(), path, token).await, Code::Unimplemented, "{path} with {token:?}");
         }
     }
-    let open = MethodGuard { auth: ClientAuth::default(), verifies_webhooks: false };
+    let open = MethodGuard { auth: ClientAuth::default(), verifies_webhooks: false, ..with_tokens() };
     assert_eq!(call(open, "/gitstafette.v1.Gitstafette/New", None).await, Code::Unimplemented);
 }
 
@@ -102,12 +101,8 @@ async fn without_secrets_a_push_needs_a_token() {
 #[test]
 fn certificates_are_checked_before_tokens() {
     let auth = ClientAuth { certificate: true, ..with_tokens().auth };
-    let guard = MethodGuard { auth, verifies_webhooks: true };
-    let peer = |certificate| Peer {
-        address: ([127, 0, 0, 1], 1).into(),
-        certificate,
-        cut: CancellationToken::new(),
-    };
+    let guard = MethodGuard { auth, verifies_webhooks: true, limits: CallLimits::new(100) };
+    let peer = |certificate| Peer::new(([127, 0, 0, 1], 1).into(), certificate);
     let (with, without) = (peer(PeerCertificate::Verified), peer(PeerCertificate::None));
     for required in
         [Required::Client, Required::Publisher, Required::PublisherOrSignature, Required::Operator]
