@@ -396,7 +396,7 @@ impl Deliveries {
 
     /// The next message for the server.
     pub(crate) fn next_news(&mut self) -> Option<Request> {
-        self.outbox.next()
+        self.outbox.next(self.window.events())
     }
 
     /// How many acknowledgements have no receipt yet.

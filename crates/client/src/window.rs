@@ -56,6 +56,11 @@ impl Window {
         }
     }
 
+    /// How many events the window has.
+    pub(crate) fn events(&self) -> usize {
+        usize::try_from(self.whole.events).unwrap_or(usize::MAX)
+    }
+
     /// Whether a lane that holds `held` may have one more event, of this size. It may always have one.
     pub(crate) fn admits(&self, held: Load, size: u64) -> bool {
         let share = self.share();

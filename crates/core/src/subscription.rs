@@ -14,6 +14,12 @@ pub struct Window {
     pub bytes: u64,
 }
 
+/// How many events one stream may acknowledge that it was not sent itself, at least. They were sent on an earlier stream, so
+/// they fitted into a window; the window of that stream may have been larger than the window of this one.
+const MIN_EARLY: usize = 1024;
+/// How many gaps such acknowledgements may leave between what is done. Each gap takes memory, and a row in the store.
+const MAX_GAPS: usize = 1 << 15;
+
 /// How far a client id has acknowledged, as the store keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -41,6 +47,8 @@ pub struct Flow {
     recalled: BTreeSet<Sequence>,
     /// Acknowledged before it was sent on this stream: not sent again.
     ahead: Ranges,
+    /// How many more events may be acknowledged before they are sent on this stream.
+    early: usize,
 }
 
 impl Flow {
@@ -56,6 +64,7 @@ impl Flow {
             deferred: deferred.into_iter().filter(undone).collect(),
             recalled: BTreeSet::new(),
             ahead,
+            early: window.events.max(MIN_EARLY),
         }
     }
 
@@ -116,17 +125,31 @@ impl Flow {
         }
     }
 
+    /// Whether this stream was sent the event, and it is not acknowledged.
+    pub fn is_outstanding(&self, sequence: Sequence) -> bool {
+        self.outstanding.contains_key(&sequence)
+    }
+
     /// Whether an acknowledgement of this event would change something, see [`acknowledged`](Self::acknowledged).
     pub fn is_awaited(&self, sequence: Sequence, head: Sequence) -> bool {
-        self.outstanding.contains_key(&sequence)
+        self.is_outstanding(sequence)
             || self.deferred.contains(&sequence)
             || self.recalled.contains(&sequence)
-            || (sequence > self.position && sequence <= head && !self.ahead.contains(sequence))
+            || self.is_early(sequence, head)
+    }
+
+    /// Whether the event comes later on this stream, and may be acknowledged all the same: an earlier stream was sent it.
+    fn is_early(&self, sequence: Sequence, head: Sequence) -> bool {
+        sequence > self.position
+            && sequence <= head
+            && self.early > 0
+            && self.ahead.ranges() < MAX_GAPS
+            && !self.ahead.contains(sequence)
     }
 
     /// Notes an acknowledgement of an event up to `head`; `false` if it changes nothing: it came before, or there is no
     /// such event. An event may be acknowledged that this stream has not sent yet: it was sent on an earlier one, and
-    /// its target answered meanwhile.
+    /// its target answered meanwhile. There are no more of those than a window has.
     pub fn acknowledged(&mut self, sequence: Sequence, head: Sequence) -> bool {
         if self.take_outstanding(sequence) {
             return true;
@@ -136,7 +159,12 @@ impl Flow {
         if sequence <= self.position {
             return put_down;
         }
-        sequence <= head && self.ahead.insert(sequence)
+        let is_new = if put_down { sequence <= head } else { self.is_early(sequence, head) };
+        if is_new && self.ahead.insert(sequence) {
+            self.early -= usize::from(!put_down);
+            return true;
+        }
+        false
     }
 
     /// Notes that the client has put an event down. One that was not sent, or is done, is passed over.

@@ -48,6 +48,9 @@ pub const MAX_HEADERS: usize = 1000;
 const MAX_HEADER_BYTES: usize = crate::MAX_MESSAGE_BYTES - crate::MAX_BODY_BYTES as usize;
 /// The most events that a subscription may have deferred.
 pub const MAX_DEFERRED: usize = 16_384;
+/// The most entries of a message that a subscriber sends: acknowledgements, outcomes in all of them, deferred or recalled
+/// events, first attempts. A message also has no more entries than the subscription's window has events.
+pub const MAX_ENTRIES: usize = 1024;
 /// The longest name of a target or a server, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
 /// The name of a server on an event's way whose own name cannot be shown.

@@ -34,5 +34,6 @@ pub const MAX_BODY_BYTES: u64 = 64 << 20;
 /// default, 4 MiB, would refuse webhooks that GitHub sends.
 pub const MAX_MESSAGE_BYTES: usize = (MAX_BODY_BYTES + (1 << 20)) as usize;
 
-/// The largest message that a client sends to a server: acknowledgements, whose details are cut at 2 KiB.
-pub const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// The largest message that a client sends to a server, in bytes: a subscription with all events that it may have deferred, or
+/// acknowledgements. A client sends more acknowledgements in several messages.
+pub const MAX_REQUEST_BYTES: usize = 512 << 10;

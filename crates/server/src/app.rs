@@ -476,6 +476,7 @@ impl Shared {
             },
             admin: Arc::clone(&self.admin),
             auth: options.clients.clone(),
+            owners: options.clients.owners_of_ids(self.store.id()),
         });
         let publications = Publications { intake: Arc::clone(&self.intake), ingest: Arc::clone(&ingest) };
         let streams = streaming::router(Arc::clone(&service));

@@ -15,6 +15,9 @@ mod methods;
 pub(crate) use calls::{CallLimits, CallOf};
 pub(crate) use methods::{FETCH, MethodGuard, PUBLISH, PUSH, SUBSCRIBE, unknown_method};
 
+/// The owner of all client ids where clients need no token.
+const ANONYMOUS: &str = "anonymous";
+
 /// Who is at the other end of a connection. Put into every request's extensions by the listener.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
@@ -150,13 +153,27 @@ impl ClientAuth {
     }
 
     /// The owner of the client ids that the caller uses: the holders of its token, or everybody where clients need none.
-    pub(crate) fn owner_of_ids(&self, authorization: Option<&[u8]>, store: StoreId, max_ids: usize) -> Owner {
+    /// `current` are all owners, see [`owners_of_ids`](Self::owners_of_ids).
+    pub(crate) fn owner_of_ids(
+        &self,
+        authorization: Option<&[u8]>,
+        store: StoreId,
+        max_ids: usize,
+        current: &Arc<[String]>,
+    ) -> Owner {
         // Where no token is asked for, a caller could make up a new one each time.
         let token = authorization.and_then(bearer).filter(|_| !self.tokens.is_empty());
-        match token {
-            Some(token) => Owner::of_token(token, store, max_ids),
-            None => Owner { label: "anonymous".to_owned(), max_ids },
+        let label = token.map_or_else(|| ANONYMOUS.to_owned(), |token| Owner::label_of_token(token, store));
+        Owner { label, max_ids, current: Arc::clone(current) }
+    }
+
+    /// The labels of all owners of client ids that there are now.
+    pub(crate) fn owners_of_ids(&self, store: StoreId) -> Arc<[String]> {
+        if self.tokens.is_empty() {
+            return [ANONYMOUS.to_owned()].into();
         }
+        let tokens = self.tokens.iter().chain(&self.operator_tokens);
+        tokens.map(|token| Owner::label_of_token(token.expose(), store)).collect()
     }
 
     /// Whether an operator must show a token.
@@ -252,8 +269,12 @@ mod tests {
     #[test]
     fn client_ids_belong_to_the_token() {
         let auth = ClientAuth { tokens: vec![Secret::new("a"), Secret::new("b")], ..ClientAuth::default() };
+        let store = StoreId::new(1);
         let owner = |auth: &ClientAuth, authorization: &str| {
-            auth.owner_of_ids(Some(authorization.as_bytes()), StoreId::new(1), 100).label
+            let current = auth.owners_of_ids(store);
+            let owner = auth.owner_of_ids(Some(authorization.as_bytes()), store, 100, &current);
+            assert!(current.contains(&owner.label));
+            owner.label
         };
         assert_eq!(owner(&auth, "Bearer a"), owner(&auth, "bearer a"));
         assert_ne!(owner(&auth, "Bearer a"), owner(&auth, "Bearer b"));

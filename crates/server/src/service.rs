@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::admin::Admin;
 use crate::auth::ClientAuth;
 use crate::compat::Compat;
-use crate::subscribe::{Subscriber, Subscriptions};
+use crate::subscribe::{SendProgress, Subscriber, Subscriptions};
 
 /// Serves all of them. Every caller has the right to call the method: [`MethodGuard`](crate::auth::MethodGuard) checked it.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Service {
     pub(crate) admin: Arc<Admin>,
     /// Whose the client ids are.
     pub(crate) auth: ClientAuth,
+    /// All owners of client ids.
+    pub(crate) owners: Arc<[String]>,
 }
 
 impl Service {
@@ -29,8 +31,9 @@ impl Service {
     fn subscriber<T>(&self, request: &Request<T>) -> Subscriber {
         let authorization = request.metadata().get("authorization").map(|value| value.as_bytes());
         let (store, max_ids) = (self.subscriptions.store.id(), self.subscriptions.options.max_client_ids);
-        let owner = self.auth.owner_of_ids(authorization, store, max_ids);
-        Subscriber::client(request.extensions().get(), owner)
+        let owner = self.auth.owner_of_ids(authorization, store, max_ids, &self.owners);
+        let progress = request.extensions().get::<Arc<SendProgress>>().cloned().unwrap_or_default();
+        Subscriber::client(request.extensions().get(), progress, owner)
     }
 }
 
@@ -144,5 +147,12 @@ impl Gitstafette for Service {
         request: Request<v1::ShowEventBodyRequest>,
     ) -> Result<Response<BoxStream<v1::ShowEventBodyResponse>>, Status> {
         self.admin.show_event_body(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn release_subscription(
+        &self,
+        request: Request<v1::ReleaseSubscriptionRequest>,
+    ) -> Result<Response<v1::ReleaseSubscriptionResponse>, Status> {
+        self.admin.release_subscription_by(request.into_inner()).await.map(Response::new)
     }
 }

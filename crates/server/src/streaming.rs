@@ -13,20 +13,21 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
 use gitstafette_proto::MAX_REQUEST_BYTES;
 use gitstafette_proto::v1::gitstafette_server::Gitstafette;
-use gitstafette_proto::v1::{
-    SubscribeRequest, SubscribeResponse, WebhookEventsRequest, WebhookEventsResponse,
-};
+use gitstafette_proto::v1::{WebhookEventsRequest, WebhookEventsResponse};
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use prost::Message;
-use tonic::codec::Codec;
+use tonic::codec::{Codec, Decoder};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::auth::{FETCH, SUBSCRIBE};
 use crate::service::Service;
+use crate::subscribe::{RequestDecoder, SendProgress};
 
+/// The largest part of a message that the connection is given at once.
+const PART_BYTES: usize = 64 << 10;
 /// What stands before each message: whether it is compressed, and its length (gRPC over HTTP2, "Length-Prefixed-Message").
 const PREFIX_BYTES: usize = 5;
 
@@ -37,45 +38,54 @@ pub(crate) fn router(service: Arc<Service>) -> Router {
 
 async fn subscribe(
     State(service): State<Arc<Service>>,
-    request: http::Request<Body>,
+    mut request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
-    let request = requests::<SubscribeResponse, SubscribeRequest>(request);
-    respond(service.subscribe(request).await)
+    let progress = progress(&mut request);
+    let request = requests(request, RequestDecoder);
+    respond(service.subscribe(request).await, progress)
 }
 
 async fn fetch(
     State(service): State<Arc<Service>>,
-    request: http::Request<Body>,
+    mut request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
-    let request = requests::<WebhookEventsResponse, WebhookEventsRequest>(request);
+    let progress = progress(&mut request);
+    let decoder = ProstCodec::<WebhookEventsResponse, WebhookEventsRequest>::default().decoder();
+    let request = requests(request, decoder);
     let (metadata, extensions, mut messages) = request.into_parts();
     match messages.message().await {
         Ok(Some(message)) => {
             let request = Request::from_parts(metadata, extensions, message);
-            respond(service.fetch_webhook_events(request).await)
+            respond(service.fetch_webhook_events(request).await, progress)
         }
         Ok(None) => Status::invalid_argument("the request has no message").into_http(),
         Err(status) => status.into_http(),
     }
 }
 
+/// How the connection takes the response, for the method that gives it.
+fn progress(request: &mut http::Request<Body>) -> Arc<SendProgress> {
+    let progress = Arc::<SendProgress>::default();
+    request.extensions_mut().insert(Arc::clone(&progress));
+    progress
+}
+
 /// The messages of a request.
-fn requests<Out, In>(request: http::Request<Body>) -> Request<Streaming<In>>
+fn requests<D>(request: http::Request<Body>, decoder: D) -> Request<Streaming<D::Item>>
 where
-    Out: Message + Default + 'static,
-    In: Message + Default + Send + 'static,
+    D: Decoder<Error = Status> + Send + 'static,
 {
-    let decoder = ProstCodec::<Out, In>::default().decoder();
     let decode = |body| Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
     Request::from_http(request.map(decode))
 }
 
 fn respond<M: Message + 'static>(
     response: Result<Response<impl Stream<Item = Result<M, Status>> + Send + Unpin + 'static>, Status>,
+    progress: Arc<SendProgress>,
 ) -> http::Response<tonic::body::Body> {
     match response {
         Ok(response) => {
-            let frames = frames(response.into_inner());
+            let frames = frames(response.into_inner(), progress);
             let mut response = http::Response::new(tonic::body::Body::new(StreamBody::new(frames)));
             let content_type = HeaderValue::from_static("application/grpc");
             response.headers_mut().insert(header::CONTENT_TYPE, content_type);
@@ -86,15 +96,31 @@ fn respond<M: Message + 'static>(
 }
 
 /// The messages, and at the end the status as trailers. A message is asked for when the connection has taken the one before.
+/// A large message goes in parts, so that a peer that reads slowly can be told from one that does not read.
 fn frames<M: Message>(
     messages: impl Stream<Item = Result<M, Status>> + Send + Unpin,
+    progress: Arc<SendProgress>,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Status>> + Send {
-    stream::unfold(Some(messages), |messages| async move {
-        let mut messages = messages?;
-        match messages.next().await {
-            Some(Ok(message)) => Some((Ok(Frame::data(encode(&message))), Some(messages))),
-            Some(Err(status)) => Some((trailers(&status), None)),
-            None => Some((trailers(&Status::ok("")), None)),
+    stream::unfold((Some(messages), Bytes::new()), move |(messages, mut rest)| {
+        let progress = Arc::clone(&progress);
+        async move {
+            let mut messages = messages?;
+            if rest.is_empty() {
+                rest = match messages.next().await {
+                    Some(Ok(message)) => encode(&message),
+                    Some(Err(status)) => return Some((trailers(&status), (None, rest))),
+                    None => return Some((trailers(&Status::ok("")), (None, rest))),
+                };
+            } else {
+                progress.part();
+            }
+            let part = if rest.len() <= PART_BYTES {
+                std::mem::take(&mut rest)
+            } else {
+                // A slice would keep the whole message in memory for as long as it waits in a buffer of the connection.
+                Bytes::copy_from_slice(&rest.split_to(PART_BYTES))
+            };
+            Some((Ok(Frame::data(part)), (Some(messages), rest)))
         }
     })
 }
@@ -121,13 +147,19 @@ mod tests {
     #[tokio::test]
     async fn a_message_takes_no_more_than_its_own_length() {
         let message = WebhookEventsRequest { client_id: "x".repeat(100_000), ..Default::default() };
+        let buffer = encode(&message);
+        assert_eq!(buffer.len(), PREFIX_BYTES + message.encoded_len());
+        assert_eq!(buffer.try_into_mut().unwrap().capacity(), PREFIX_BYTES + message.encoded_len());
         let responses = stream::iter([Ok(message.clone()), Err(Status::unavailable("later"))]);
-        let frames: Vec<_> = frames(responses).map(Result::unwrap).collect().await;
-        let [data, end] = <[_; 2]>::try_from(frames).unwrap();
-        let data = data.into_data().unwrap();
-        assert_eq!(data[..PREFIX_BYTES], [0, 0, 1, 0x86, 0xa4]);
-        assert_eq!(data.len(), PREFIX_BYTES + message.encoded_len());
-        assert_eq!(data.try_into_mut().unwrap().capacity(), PREFIX_BYTES + message.encoded_len());
+        let frames: Vec<_> = frames(responses, Arc::default()).map(Result::unwrap).collect().await;
+        let [first, second, end] = <[_; 3]>::try_from(frames).unwrap();
+        let [first, second] = [first, second].map(|frame| frame.into_data().unwrap());
+        assert_eq!(first[..PREFIX_BYTES], [0, 0, 1, 0x86, 0xa4]);
+        assert_eq!(
+            (first.len(), second.len()),
+            (PART_BYTES, PREFIX_BYTES + message.encoded_len() - PART_BYTES)
+        );
+        assert_eq!(first.try_into_mut().unwrap().capacity(), PART_BYTES);
         assert_eq!(end.into_trailers().unwrap()["grpc-status"], "14");
     }
 }

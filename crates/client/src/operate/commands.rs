@@ -67,6 +67,16 @@ pub enum SubscriptionsCommand {
     List(Format),
     /// Remove a client that is not connected: the server forgets its cursor
     Remove(RemoveClient),
+    /// Let another token use a client id: the server keeps its cursor
+    Release(ReleaseClient),
+}
+
+/// Which client id to release.
+#[derive(Debug, Args)]
+pub struct ReleaseClient {
+    /// The client id, as `subscriptions list` shows it
+    #[arg(value_name = "ID")]
+    pub(super) client: ClientId,
 }
 
 /// Which client to remove.

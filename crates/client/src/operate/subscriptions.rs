@@ -1,9 +1,11 @@
-//! `subscriptions list` and `remove`.
+//! `subscriptions list`, `remove` and `release`.
 
 use gitstafette_proto::convert::{Attached, SubscriptionState};
-use gitstafette_proto::v1::{ListSubscriptionsRequest, RemoveSubscriptionRequest};
+use gitstafette_proto::v1::{
+    ListSubscriptionsRequest, ReleaseSubscriptionRequest, RemoveSubscriptionRequest,
+};
 
-use super::commands::{Format, RemoveClient, SubscriptionsCommand};
+use super::commands::{Format, ReleaseClient, RemoveClient, SubscriptionsCommand};
 use super::table::{Column, print_all};
 use super::{Console, OperateError, answered};
 use crate::connect::ServerAddress;
@@ -21,7 +23,7 @@ const COLUMNS: [Column; 10] = [
     Column::text("WANTS"),
 ];
 
-/// Prints where each client stands, or removes one.
+/// Prints where each client stands, or removes or releases one.
 pub(super) async fn run(
     command: &SubscriptionsCommand,
     server: &ServerAddress,
@@ -30,7 +32,20 @@ pub(super) async fn run(
     match command {
         SubscriptionsCommand::List(format) => list(*format, server, console).await,
         SubscriptionsCommand::Remove(asked) => remove(asked, server, console).await,
+        SubscriptionsCommand::Release(asked) => release(asked, server, console).await,
     }
+}
+
+async fn release(
+    ReleaseClient { client }: &ReleaseClient,
+    server: &ServerAddress,
+    console: &mut Console,
+) -> Result<(), OperateError> {
+    let mut calls = server.connect().await?.calls;
+    let request = ReleaseSubscriptionRequest { client_id: client.to_string() };
+    answered(calls.release_subscription(request)).await?;
+    console.remark(&format!("released client {client}: the next token that uses it gets it"));
+    Ok(())
 }
 
 async fn remove(

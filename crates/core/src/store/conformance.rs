@@ -75,6 +75,7 @@ pub async fn run<S: EventStore>(open: impl AsyncFn(Options) -> S) {
     progressing::first_attempts_are_bounded(&open(options).await).await;
 
     clients::registers_as_many_as_the_owner_may_have(&open(options).await).await;
+    clients::passes_ids_of_owners_that_are_gone(&open(options).await).await;
     clients::removes_all_that_is_kept_for_a_client(&open(options).await).await;
     clients::forgets_clients_that_stay_away(&open(options).await).await;
     clients::keeps_cursors_of_unregistered_clients(&open(options).await).await;

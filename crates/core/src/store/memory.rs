@@ -372,6 +372,10 @@ impl EventStore for MemoryStore {
         Ok(self.state()?.first_attempts.load(client, &sequences))
     }
 
+    async fn last_first_attempt(&self, client: &ClientId) -> Result<Sequence, StoreError> {
+        Ok(self.state()?.first_attempts.last(client))
+    }
+
     async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {
         Ok(self.state()?.reports(sequence))
     }
@@ -405,6 +409,10 @@ impl EventStore for MemoryStore {
 
     async fn register_client(&self, client: &ClientId, owner: &Owner) -> Result<Registration, StoreError> {
         Ok(self.state()?.register(client, owner))
+    }
+
+    async fn release_client(&self, client: &ClientId) -> Result<bool, StoreError> {
+        Ok(self.state()?.release_client(client))
     }
 
     async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError> {

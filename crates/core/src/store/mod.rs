@@ -173,6 +173,12 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
         sequences: RangeInclusive<Sequence>,
     ) -> Result<Vec<FirstAttempt>, StoreError>;
 
+    /// The last event of which a first attempt of the client is recorded; zero if there is none.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn last_first_attempt(&self, client: &ClientId) -> Result<Sequence, StoreError>;
+
     /// All that was reported of one event, by client and target.
     ///
     /// # Errors
@@ -206,13 +212,22 @@ pub trait EventStore: Send + Sync + fmt::Debug + 'static {
     /// As [`read`](Self::read).
     async fn cursors(&self) -> Result<Vec<(ClientId, Sequence)>, StoreError>;
 
-    /// Records that the client is connected. A new client id counts for this owner until it is removed or forgotten. If
-    /// the owner already has as many ids as it may have, the store records nothing. The store also registers a known
-    /// client while the disk is full.
+    /// Records that the client is connected. A new client id belongs to this owner, and counts for it, until it is removed,
+    /// [released](Self::release_client) or forgotten. A client id without an owner, or of an owner that is not
+    /// [current](Owner::current), passes to this owner. The store records nothing if the client belongs to another owner, or if
+    /// it is new and the owner already has as many ids as it may have. The store also registers a known client while the
+    /// disk is full.
     ///
     /// # Errors
     /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
     async fn register_client(&self, client: &ClientId, owner: &Owner) -> Result<Registration, StoreError>;
+
+    /// Takes a client id from its owner, and returns whether the store knows the client. The next owner that uses the id
+    /// gets it. The cursor and everything else stays.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), but never [`StoreError::Overloaded`].
+    async fn release_client(&self, client: &ClientId) -> Result<bool, StoreError>;
 
     /// Removes a client id, its cursor and its acknowledgements beyond the cursor, and returns whether there was one.
     /// The outcomes that it reported belong to the events and stay.

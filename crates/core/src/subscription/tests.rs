@@ -75,6 +75,29 @@ fn what_is_acknowledged_before_it_is_sent_again_is_passed_over() {
 }
 
 #[test]
+fn no_more_is_acknowledged_early_than_a_window_has() {
+    let head = Sequence::new(1 << 20);
+    let mut flow = flow(10, 100);
+    let early = (1..=5000).filter(|number| flow.acknowledged(Sequence::new(2 * number), head)).count();
+    assert_eq!(early, MIN_EARLY);
+    assert!(!flow.is_awaited(Sequence::new(3), head));
+    flow.sent(Sequence::new(1), 1);
+    assert!(flow.acknowledged(Sequence::new(1), head), "events of this stream do not count");
+
+    // Many streams, one after the other, leave a bounded number of gaps.
+    let mut ahead = Ranges::default();
+    for stream in 0..40 {
+        let progress = Progress { cursor: Sequence::ZERO, ahead };
+        let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);
+        for number in 1..=1024 {
+            flow.acknowledged(Sequence::new(2 * (1024 * stream + number)), head);
+        }
+        ahead = flow.ahead;
+    }
+    assert_eq!(ahead.ranges(), MAX_GAPS);
+}
+
+#[test]
 fn what_was_passed_over_is_not_acknowledged_again() {
     let progress = Progress { cursor: Sequence::new(4), ahead: ahead([5]) };
     let mut flow = Flow::new(progress, Window { events: 10, bytes: 100 }, []);

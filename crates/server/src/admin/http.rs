@@ -64,6 +64,7 @@ pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth, calls: CallLimits) -> 
         .route("/v1/events/{sequence}/body", get(show_body))
         .route("/v1/dead-letters", get(dead_letters))
         .route("/v1/subscriptions", get(subscriptions))
+        .route("/v1/subscriptions/release", post(release_subscription).delete(remove_client_named_release))
         .route("/v1/subscriptions/{*client}", delete(remove_subscription))
         .route("/v1/relays", get(relays))
         .route("/v1/statistics", get(statistics))
@@ -369,6 +370,29 @@ async fn remove_subscription(
         Err(error @ RemoveError::Unknown(_)) => Err(Problem::new(StatusCode::NOT_FOUND, error.to_string())),
         Err(RemoveError::Store(error)) => Err(error.into()),
     }
+}
+
+/// The path of this client is that of a method, too.
+async fn remove_client_named_release(operators: State<Operators>) -> Result<StatusCode, Problem> {
+    remove_subscription(operators, Checked(Path("release".to_owned()))).await
+}
+
+/// The client id to release.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Release {
+    client: String,
+}
+
+async fn release_subscription(
+    State(operators): State<Operators>,
+    Checked(Json(asked)): Checked<Json<Release>>,
+) -> Result<StatusCode, Problem> {
+    let client: ClientId = asked.client.parse().map_err(|error| bad_request("client", error))?;
+    if operators.admin.release_subscription(&client).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(Problem::new(StatusCode::NOT_FOUND, RemoveError::Unknown(client).to_string()))
 }
 
 #[derive(Debug, Serialize)]

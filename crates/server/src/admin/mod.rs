@@ -193,6 +193,15 @@ impl Admin {
         Ok(())
     }
 
+    /// Takes a client id from its token, so that another may use it; `false` if there is no such client.
+    async fn release_subscription(&self, client: &ClientId) -> Result<bool, StoreError> {
+        let is_known = self.store.release_client(client).await?;
+        if is_known {
+            info!(client.id = %client, "client id released by an operator");
+        }
+        Ok(is_known)
+    }
+
     async fn statistics(&self) -> Result<Statistics, StoreError> {
         self.store.statistics().await
     }

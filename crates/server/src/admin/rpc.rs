@@ -127,6 +127,18 @@ impl Admin {
         Ok(v1::RemoveSubscriptionResponse {})
     }
 
+    pub(crate) async fn release_subscription_by(
+        &self,
+        wire: v1::ReleaseSubscriptionRequest,
+    ) -> Result<v1::ReleaseSubscriptionResponse, Status> {
+        let invalid = |error: IdentifierError| Status::invalid_argument(format!("client_id: {error}"));
+        let client = wire.client_id.parse().map_err(invalid)?;
+        if self.release_subscription(&client).await.map_err(|error| status(&error))? {
+            return Ok(v1::ReleaseSubscriptionResponse {});
+        }
+        Err(Status::not_found(RemoveError::Unknown(client).to_string()))
+    }
+
     pub(crate) async fn list_relays(&self) -> Result<v1::ListRelaysResponse, Status> {
         let states = self.relays.states().await.map_err(|error| status(&error))?;
         Ok(v1::ListRelaysResponse { relays: states.iter().map(Into::into).collect() })

@@ -42,7 +42,7 @@ enum Required {
 }
 
 /// Every method that the server offers.
-const METHODS: [(&str, Required); 21] = [
+const METHODS: [(&str, Required); 22] = [
     ("/grpc.health.v1.Health/Check", Required::Nothing),
     (WATCH, Required::Nothing),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Required::Client),
@@ -64,6 +64,7 @@ const METHODS: [(&str, Required); 21] = [
     ("/gitstafette.v1.Gitstafette/ListRelays", Required::Operator),
     ("/gitstafette.v1.Gitstafette/RemoveSubscription", Required::Operator),
     ("/gitstafette.v1.Gitstafette/ShowEventBody", Required::Operator),
+    ("/gitstafette.v1.Gitstafette/ReleaseSubscription", Required::Operator),
 ];
 
 /// The answer to a method that the server does not offer.

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt};
+use gitstafette_core::event::ClientId;
 use gitstafette_proto::convert::{MAX_GO_MESSAGE_BYTES, timestamp};
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;
@@ -27,7 +28,7 @@ use tracing::{debug, info, warn};
 
 use super::Compat;
 use crate::metrics::Metrics;
-use crate::subscribe::{Share, Traffic, patience};
+use crate::subscribe::{CHECK, SendProgress, Share, Traffic};
 
 /// What one client may have collected without a share of the traffic that all have.
 const OWN_BYTES: usize = 32 << 10;
@@ -38,13 +39,17 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The courier's end of the way to the connection: at most one message and the last word are on it.
 #[derive(Debug)]
-pub(super) struct Outgoing(mpsc::Sender<Parcel>);
+pub(super) struct Outgoing {
+    sender: mpsc::Sender<Parcel>,
+    progress: Arc<SendProgress>,
+}
 
 /// The connection's end. Asking for the next message says that the last is taken.
 #[derive(Debug)]
 pub(super) struct Doorstep {
     receiver: mpsc::Receiver<Parcel>,
     taken: Option<oneshot::Sender<()>>,
+    progress: Arc<SendProgress>,
 }
 
 #[derive(Debug)]
@@ -54,9 +59,10 @@ struct Parcel {
 }
 
 /// The two ends.
-pub(super) fn doorstep() -> (Outgoing, Doorstep) {
+pub(super) fn doorstep(progress: Arc<SendProgress>) -> (Outgoing, Doorstep) {
     let (sender, receiver) = mpsc::channel(2);
-    (Outgoing(sender), Doorstep { receiver, taken: None })
+    let doorstep = Doorstep { receiver, taken: None, progress: Arc::clone(&progress) };
+    (Outgoing { sender, progress }, doorstep)
 }
 
 impl Stream for Doorstep {
@@ -64,6 +70,7 @@ impl Stream for Doorstep {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(taken) = self.taken.take() {
+            self.progress.taken();
             taken.send(()).ok(); // the courier may have ended
         }
         self.receiver.poll_recv(context).map(|parcel| {
@@ -71,6 +78,12 @@ impl Stream for Doorstep {
             self.taken = taken;
             Some(message)
         })
+    }
+}
+
+impl Drop for Doorstep {
+    fn drop(&mut self) {
+        self.progress.end();
     }
 }
 
@@ -122,7 +135,7 @@ pub(super) struct Courier {
     requests: mpsc::UnboundedSender<v1::SubscribeRequest>,
     outgoing: Outgoing,
     traffic: Arc<Traffic>,
-    heartbeat: Duration,
+    client: ClientId,
     metrics: Arc<Metrics>,
     cut: CancellationToken,
     /// What the client takes for one message.
@@ -142,6 +155,7 @@ pub(super) struct Courier {
 impl Courier {
     pub(super) fn new(
         compat: &Compat,
+        client: ClientId,
         incoming: BoxStream<v1::SubscribeResponse>,
         requests: mpsc::UnboundedSender<v1::SubscribeRequest>,
         outgoing: Outgoing,
@@ -153,7 +167,7 @@ impl Courier {
             requests,
             outgoing,
             traffic: Arc::clone(&compat.subscriptions.traffic),
-            heartbeat: compat.subscriptions.options.heartbeat,
+            client,
             metrics: Arc::clone(&compat.metrics),
             cut,
             pace,
@@ -168,7 +182,8 @@ impl Courier {
 
     /// Runs until the stream ends, at the latest after its lifetime.
     pub(super) async fn run(mut self, lifetime: Option<Duration>) {
-        let door = self.outgoing.0.clone();
+        let door = self.outgoing.sender.clone();
+        let (progress, cut) = (Arc::clone(&self.outgoing.progress), self.cut.clone());
         let over = async {
             match lifetime {
                 Some(lifetime) => tokio::time::sleep(lifetime).await,
@@ -189,6 +204,8 @@ impl Courier {
                 drop(door.try_send(Parcel { message: Err(status), taken: None }));
             }
         }
+        drop((door, self));
+        progress.end_or_cut(&cut).await;
     }
 
     /// Brings messages as they come.
@@ -229,7 +246,9 @@ impl Courier {
             return;
         }
         if bytes > OWN_BYTES {
-            let Some(share) = self.traffic.try_share(event.encoded_len() as u64) else { return };
+            let Some(share) = self.traffic.try_share(&self.client, event.encoded_len() as u64) else {
+                return;
+            };
             self.batch.shares.push(share);
         }
         self.batch.bytes = bytes;
@@ -252,25 +271,32 @@ impl Courier {
         }
     }
 
-    /// Hands a message over and waits until the connection has taken it. One that holds a share of the traffic must be
-    /// taken in time: others wait for it.
+    /// Hands a message over and waits until the connection has taken it. While others wait for the bytes of a large one, the
+    /// connection has less time for it.
     async fn hand_over(&mut self, Batch { message, bytes, shares }: Batch) -> Result<(), End> {
         let sequences: Vec<u64> = message.webhook_events.iter().map(|event| event.sequence).collect();
         let (signal, taken) = oneshot::channel();
         let parcel = Parcel { message: Ok(message), taken: Some(signal) };
-        self.outgoing.0.try_send(parcel).map_err(|_| End::Gone)?; // the last one is taken: there is room
-        self.idle_at = self.idle_at.max(Instant::now()) + self.pace;
+        let Outgoing { sender, progress } = &self.outgoing;
+        sender.try_send(parcel).map_err(|_| End::Gone)?; // the last one is taken: there is room
+        progress.queued();
+        let since = Instant::now();
+        self.idle_at = self.idle_at.max(since) + self.pace;
         let shows_life = sequences.is_empty();
         let unread = self.unread.insert(Unread { sequences, taken: Some(taken), at: self.idle_at });
-        if shares.is_empty() {
-            unread.taken().await?;
-        } else {
-            let patience = patience(self.heartbeat, bytes as u64);
-            tokio::time::timeout(patience, unread.taken()).await.unwrap_or_else(|_| {
-                warn!("an old client did not take a large message in time; it was cut off");
+        loop {
+            if let Ok(taken) = tokio::time::timeout(CHECK, unread.taken()).await {
+                taken?;
+                break;
+            }
+            let is_in_the_way = !shares.is_empty()
+                && self.traffic.has_waiting()
+                && progress.is_in_the_way(bytes as u64, since);
+            if progress.is_stalled() || is_in_the_way {
+                warn!("an old client did not read; it was cut off");
                 self.cut.cancel();
-                Err(End::Gone)
-            })?;
+                return Err(End::Gone);
+            }
         }
         if shows_life {
             // Events need not wait until it is read.

@@ -27,7 +27,7 @@ impl Compat {
     /// Opens a stream of one repository's events.
     pub(crate) async fn fetch(
         &self,
-        subscriber: Subscriber,
+        mut subscriber: Subscriber,
         metadata: &MetadataMap,
         request: v1::WebhookEventsRequest,
     ) -> Result<BoxStream<v1::WebhookEventsResponse>, Status> {
@@ -47,10 +47,12 @@ impl Compat {
         let first = v1::SubscribeRequest { request: Some(Wire::Subscription(subscription)) };
         drop(requests.send(first)); // it is received below
         let cut = subscriber.cut.clone();
+        // The connection takes what the courier brings. The courier takes what the subscription sends.
+        let progress = std::mem::take(&mut subscriber.progress);
         let receiver = UnboundedReceiverStream::new(receiver).map(Ok).boxed();
         let incoming = self.subscriptions.subscribe(subscriber, receiver).await?;
-        let (outgoing, messages) = courier::doorstep();
-        let courier = Courier::new(self, incoming, requests, outgoing, pace, cut);
+        let (outgoing, messages) = courier::doorstep(progress);
+        let courier = Courier::new(self, client, incoming, requests, outgoing, pace, cut);
         let lifetime =
             Some(Duration::from_secs(request.duration_secs.into())).filter(|lifetime| !lifetime.is_zero());
         self.subscriptions.tasks.spawn(courier.run(lifetime).instrument(span));

@@ -1,21 +1,25 @@
 //! Subscriptions: who is attached, and one session per stream.
 
 mod forgetting;
+mod message_limits;
 mod outbox;
 mod registry;
+mod send_progress;
 mod sending;
 mod service;
 mod session;
 mod taking;
+mod traffic;
 
 use std::time::Duration;
 
 use gitstafette_core::subscription::Window;
 
-pub(crate) use outbox::{Share, Traffic};
+pub(crate) use message_limits::RequestDecoder;
 pub(crate) use registry::{Registry, Standing};
-pub(crate) use sending::patience;
+pub(crate) use send_progress::{CHECK, SendProgress};
 pub(crate) use service::{Subscriber, Subscriptions, malformed, status};
+pub(crate) use traffic::{Share, Traffic};
 
 /// How streams behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

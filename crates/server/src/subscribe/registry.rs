@@ -8,7 +8,7 @@ use gitstafette_core::event::{ClientId, Timestamp};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::subscription::Flow;
 use gitstafette_proto::convert::Attached;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// The attached streams by client id.
@@ -18,17 +18,22 @@ pub(crate) struct Registry {
     next: AtomicU64,
 }
 
-/// The streams of one client id: at most one is attached, and others wait for its end.
+/// The streams of one client id: one is attached, and at most one other waits for its end. The place is removed with the
+/// last.
 #[derive(Debug)]
 struct Place {
-    /// How many there are. The place is removed with the last.
-    streams: usize,
-    /// Tells the newest one that a newer one takes over.
-    newest: CancellationToken,
-    /// The attached one holds the lock. The others wait for it, in the order of their arrival.
-    turn: Arc<Mutex<()>>,
-    /// The attached one's number, and what operators are told of it.
-    attached: Option<(u64, Arc<Standing>)>,
+    attached: Entrant,
+    waiting: Option<(Entrant, oneshot::Sender<()>)>,
+}
+
+/// A stream of a place.
+#[derive(Debug)]
+struct Entrant {
+    stream: u64,
+    /// Tells the stream that a newer one takes over.
+    taken_over: CancellationToken,
+    /// What operators are told of it.
+    standing: Arc<Standing>,
 }
 
 /// What operators are told of an attached stream.
@@ -91,56 +96,56 @@ pub(crate) struct Attachment {
     client: ClientId,
     stream: u64,
     taken_over: CancellationToken,
-    /// `None` while it waits for an older stream to end.
-    turn: Option<OwnedMutexGuard<()>>,
+    has_waited: bool,
 }
 
+/// A newer stream of the same client id came while this one waited for an older one to end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TakenOver;
+
 impl Registry {
-    /// Attaches a stream. The streams of the same id that are attached or wait are told to end. The attached one has ended
-    /// when this returns: the acknowledgements that it stored count.
-    pub(crate) async fn attach(self: &Arc<Self>, client: ClientId, standing: Arc<Standing>) -> Attachment {
-        let stream = self.next.fetch_add(1, Ordering::Relaxed);
-        let taken_over = CancellationToken::new();
-        let turn = {
-            let mut place = self.places.entry(client.clone()).or_insert_with(|| Place {
-                streams: 0,
-                newest: CancellationToken::new(),
-                turn: Arc::default(),
-                attached: None,
-            });
-            place.streams += 1;
-            std::mem::replace(&mut place.newest, taken_over.clone()).cancel();
-            Arc::clone(&place.turn)
+    /// Attaches a stream. The attached stream of the same id is told to end, and has ended when this returns: the
+    /// acknowledgements that it stored count. Another stream that waits for that gives up.
+    pub(crate) async fn attach(
+        self: &Arc<Self>,
+        client: ClientId,
+        standing: Arc<Standing>,
+    ) -> Result<Attachment, TakenOver> {
+        let (entrant, mut attachment) = self.entrant(client, standing);
+        let admitted = match self.places.entry(attachment.client.clone()) {
+            dashmap::Entry::Vacant(vacant) => {
+                vacant.insert(Place { attached: entrant, waiting: None });
+                return Ok(attachment);
+            }
+            dashmap::Entry::Occupied(mut occupied) => {
+                let place = occupied.get_mut();
+                place.attached.taken_over.cancel();
+                let (admit, admitted) = oneshot::channel();
+                // With the sender of an earlier one goes its place in the queue.
+                place.waiting = Some((entrant, admit));
+                admitted
+            }
         };
-        let mut attachment =
-            Attachment { registry: Arc::clone(self), client, stream, taken_over, turn: None };
-        attachment.turn = Some(turn.lock_owned().await);
-        if let Some(mut place) = self.places.get_mut(&attachment.client) {
-            place.attached = Some((stream, standing));
-        }
-        attachment
+        admitted.await.map_err(|_| TakenOver)?;
+        attachment.has_waited = true;
+        Ok(attachment)
     }
 
     /// Occupies the id of a client that is not connected; `None` if it is. A stream that comes meanwhile waits until the
     /// returned attachment is dropped.
     pub(crate) fn occupy(self: &Arc<Self>, client: &ClientId, standing: Arc<Standing>) -> Option<Attachment> {
         let dashmap::Entry::Vacant(vacant) = self.places.entry(client.clone()) else { return None };
+        let (entrant, attachment) = self.entrant(client.clone(), standing);
+        vacant.insert(Place { attached: entrant, waiting: None });
+        Some(attachment)
+    }
+
+    fn entrant(self: &Arc<Self>, client: ClientId, standing: Arc<Standing>) -> (Entrant, Attachment) {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
-        let (taken_over, turn) = (CancellationToken::new(), Arc::<Mutex<()>>::default());
-        let held = Arc::clone(&turn).try_lock_owned().ok();
-        vacant.insert(Place {
-            streams: 1,
-            newest: taken_over.clone(),
-            turn,
-            attached: Some((stream, standing)),
-        });
-        Some(Attachment {
-            registry: Arc::clone(self),
-            client: client.clone(),
-            stream,
-            taken_over,
-            turn: held,
-        })
+        let taken_over = CancellationToken::new();
+        let entrant = Entrant { stream, taken_over: taken_over.clone(), standing };
+        let registry = Arc::clone(self);
+        (entrant, Attachment { registry, client, stream, taken_over, has_waited: false })
     }
 
     /// The ids of all attached clients, in no order.
@@ -150,8 +155,8 @@ impl Registry {
 
     /// The attached streams, in no order.
     pub(crate) fn attached(&self) -> Vec<(ClientId, Attached)> {
-        let standing = |place: &Place| place.attached.as_ref().map(|(_, standing)| standing.attached());
-        self.places.iter().filter_map(|place| Some((place.key().clone(), standing(&place)?))).collect()
+        let attached = |place: &Place| place.attached.standing.attached();
+        self.places.iter().map(|place| (place.key().clone(), attached(&place))).collect()
     }
 
     /// Whether a stream of this client is attached, or is about to be.
@@ -170,16 +175,27 @@ impl Attachment {
     pub(crate) async fn taken_over(&self) {
         self.taken_over.cancelled().await;
     }
+
+    /// Whether another stream of the client had to end first.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.has_waited
+    }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
         let stream = self.stream;
-        // The lock is released after this: the next stream enters its own standing then.
         self.registry.places.remove_if_mut(&self.client, |_, place| {
-            place.streams -= 1;
-            place.attached.take_if(|(attached, _)| *attached == stream);
-            place.streams == 0
+            if place.attached.stream != stream {
+                // It gave up waiting, or a newer one has its place.
+                place.waiting.take_if(|(waiting, _)| waiting.stream == stream);
+                return false;
+            }
+            let Some((next, admit)) = place.waiting.take() else { return true };
+            place.attached = next;
+            // One that has given up meanwhile leaves the place when it is dropped.
+            admit.send(()).ok();
+            false
         });
     }
 }
@@ -192,63 +208,19 @@ mod tests {
         Arc::new(Standing::new(Timestamp::default(), "somewhere".to_owned(), Filter::default()))
     }
 
-    #[tokio::test]
-    async fn who_gives_up_waiting_lets_nobody_past_the_older() {
-        let registry = Arc::new(Registry::default());
-        let client: ClientId = "a".parse().unwrap();
-        let first = registry.attach(client.clone(), standing()).await;
-        let attach = || {
-            let (registry, client) = (Arc::clone(&registry), client.clone());
-            tokio::spawn(async move { registry.attach(client, standing()).await })
-        };
-        let second = attach();
-        first.taken_over().await;
-        let third = attach();
-        tokio::task::yield_now().await;
-        second.abort();
-        assert!(second.await.is_err());
-        let fourth = attach();
-        tokio::task::yield_now().await;
-        third.abort();
-        assert!(third.await.is_err());
+    async fn settle() {
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        assert!(!fourth.is_finished(), "the first has not ended");
-        drop(first);
-        drop(fourth.await.unwrap());
-        assert_eq!(registry.len(), 0);
-    }
-
-    #[tokio::test]
-    async fn streams_that_give_up_leave_no_entry() {
-        let registry = Arc::new(Registry::default());
-        let client: ClientId = "a".parse().unwrap();
-        let first = registry.attach(client.clone(), standing()).await;
-        let attach = || {
-            let (registry, client) = (Arc::clone(&registry), client.clone());
-            tokio::spawn(async move { registry.attach(client, standing()).await })
-        };
-        let (second, third) = (attach(), attach());
-        first.taken_over().await;
-        tokio::task::yield_now().await;
-        for waiting in [second, third] {
-            waiting.abort();
-            assert!(waiting.await.is_err());
-            assert!(registry.is_attached(&client), "the first stream is still there");
-            assert_eq!((registry.len(), registry.attached().len()), (1, 1));
-        }
-        drop(first);
-        assert!(!registry.is_attached(&client));
-        assert_eq!((registry.len(), registry.attached().len()), (0, 0));
     }
 
     #[tokio::test]
     async fn a_newer_stream_waits_for_the_older_to_end() {
         let registry = Arc::new(Registry::default());
         let client: ClientId = "a".parse().unwrap();
-        let first = registry.attach(client.clone(), standing()).await;
-        let other = registry.attach("b".parse().unwrap(), standing()).await;
+        let first = registry.attach(client.clone(), standing()).await.unwrap();
+        let other = registry.attach("b".parse().unwrap(), standing()).await.unwrap();
+        assert!(!first.has_waited());
         let second = tokio::spawn({
             let (registry, client) = (Arc::clone(&registry), client.clone());
             async move { registry.attach(client, standing()).await }
@@ -256,10 +228,75 @@ mod tests {
         first.taken_over().await;
         assert!(!second.is_finished());
         drop(first);
-        let second = second.await.unwrap();
+        let second = second.await.unwrap().unwrap();
+        assert!(second.has_waited());
         assert_eq!(registry.len(), 2, "the older one's end does not remove the newer one");
         drop(second);
         drop(other);
+        assert_eq!(registry.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_third_stream_replaces_the_one_that_waits() {
+        let registry = Arc::new(Registry::default());
+        let client: ClientId = "a".parse().unwrap();
+        let first = registry.attach(client.clone(), standing()).await.unwrap();
+        let attach = || {
+            let (registry, client) = (Arc::clone(&registry), client.clone());
+            tokio::spawn(async move { registry.attach(client, standing()).await })
+        };
+        let mut newest = attach();
+        settle().await;
+        for _ in 0..1000 {
+            let newer = attach();
+            assert!(newest.await.unwrap().is_err(), "it ends at once, though the first has not ended");
+            newest = newer;
+        }
+        assert_eq!((registry.len(), registry.attached().len()), (1, 1));
+        drop(first);
+        drop(newest.await.unwrap().unwrap());
+        assert_eq!(registry.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn streams_that_give_up_leave_no_entry() {
+        let registry = Arc::new(Registry::default());
+        let client: ClientId = "a".parse().unwrap();
+        let first = registry.attach(client.clone(), standing()).await.unwrap();
+        let attach = || {
+            let (registry, client) = (Arc::clone(&registry), client.clone());
+            tokio::spawn(async move { registry.attach(client, standing()).await })
+        };
+        let second = attach();
+        first.taken_over().await;
+        settle().await;
+        second.abort();
+        assert!(second.await.is_err());
+        assert!(registry.is_attached(&client), "the first stream is still there");
+        let third = attach();
+        settle().await;
+        assert!(!third.is_finished(), "the second lets nobody past the first");
+        drop(first);
+        // It has its place, and gives up before it knows.
+        third.abort();
+        drop(third.await);
+        assert!(!registry.is_attached(&client));
+        assert_eq!((registry.len(), registry.attached().len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_occupied_id_passes_to_the_stream_that_waits() {
+        let registry = Arc::new(Registry::default());
+        let client: ClientId = "a".parse().unwrap();
+        let occupied = registry.occupy(&client, standing()).unwrap();
+        assert!(registry.occupy(&client, standing()).is_none());
+        let waiting = tokio::spawn({
+            let (registry, client) = (Arc::clone(&registry), client.clone());
+            async move { registry.attach(client, standing()).await }
+        });
+        settle().await;
+        drop(occupied);
+        assert!(waiting.await.unwrap().unwrap().has_waited());
         assert_eq!(registry.len(), 0);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use gitstafette_core::event::{Event, Sequence};
 use gitstafette_core::filter::Filter;
@@ -13,15 +12,15 @@ use gitstafette_proto::convert::{duration, runs};
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{self, MissedKind};
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::outbox::{Gone, NoTurn, Outbox, PAGE, Share};
+use super::outbox::{Gone, Outbox, PAGE};
+use super::send_progress::CHECK;
 use super::service::{head, status};
 use super::session::{End, Session, wire};
-
-/// How slowly a large event may be taken, in bytes a second: a slow line at home.
-const SLOWEST: u64 = 64 << 10;
+use super::traffic::Share;
 
 /// What is to be sent next.
 enum Next {
@@ -65,16 +64,21 @@ impl Session {
         }
     }
 
-    /// Waits until the connection has taken the last page. One that holds a share of the traffic must be taken in time:
-    /// others wait for it.
+    /// Waits until the connection has taken the last page. While others wait for the bytes of a large one, the connection has
+    /// less time for it.
     async fn turn(&self, large: u64) -> Result<OwnedSemaphorePermit, End> {
-        if large == 0 {
-            return Ok(self.outbox.turn().await?);
+        let since = Instant::now();
+        loop {
+            if let Ok(turn) = tokio::time::timeout(CHECK, self.outbox.turn()).await {
+                return Ok(turn?);
+            }
+            let progress = self.outbox.progress();
+            let is_in_the_way =
+                large > 0 && self.traffic.has_waiting() && progress.is_in_the_way(large, since);
+            if progress.is_stalled() || is_in_the_way {
+                return Err(End::Stalled);
+            }
         }
-        self.outbox.turn_within(patience(self.options.heartbeat, large)).await.map_err(|error| match error {
-            NoTurn::Gone => End::Client,
-            NoTurn::Stalled => End::Stalled,
-        })
     }
 
     async fn say_started(&self) -> Result<(), End> {
@@ -197,8 +201,8 @@ impl Session {
         Ok(by_sequence)
     }
 
-    /// Sends a deferred event again, or says that it is gone. A client may have named any: one that is not for it is as
-    /// good as gone. Returns the event's bytes if it holds a share of the traffic.
+    /// Sends a deferred event again, or says that it is gone. A client may have named any when it subscribed: one that is not
+    /// for it is as good as gone, but was not missed. Returns the event's bytes if it holds a share of the traffic.
     async fn send_recalled(&self, sequence: Sequence, turn: OwnedSemaphorePermit) -> Result<u64, End> {
         let limit = ReadLimit { events: 1, bytes: PAGE.bytes };
         let (page, share) = self.read(sequence.previous(), &Filter::default(), limit).await?;
@@ -213,6 +217,11 @@ impl Session {
                 let mut flow = self.flow();
                 flow.lost(sequence);
                 self.standing.follow(&flow);
+            }
+            if page.events.first().is_some_and(|event| event.sequence == sequence) {
+                let missed = missed(sequence, sequence, MissedKind::Removed, "");
+                self.send(Response::Missed(missed)).await?;
+                return Ok(0);
             }
             match page.damaged.iter().find(|damage| (damage.first..=damage.last).contains(&sequence)) {
                 Some(damage) => self.say_damaged(sequence, sequence, &damage.reason).await?,
@@ -252,11 +261,11 @@ impl Session {
         if bytes <= PAGE.bytes {
             return Ok((page, None));
         }
-        if let Some(share) = self.traffic.try_share(bytes) {
+        if let Some(share) = self.traffic.try_share(&self.client, bytes) {
             return Ok((page, Some(share)));
         }
         drop(page);
-        let share = self.traffic.share(bytes).await;
+        let share = self.traffic.share(&self.client, bytes).await;
         let (page, _) = read().await.map_err(failed)?;
         Ok((page, share))
     }
@@ -298,9 +307,7 @@ impl Session {
         let events = last.get().saturating_sub(first.get()).saturating_add(1);
         self.standing.missed(events);
         self.metrics.missed.inc_by(events);
-        let (first, last) = (first.get(), last.get());
-        let missed = v1::Missed { first, last, reason: reason.to_owned(), kind: kind.into() };
-        Ok(self.send(Response::Missed(missed)).await?)
+        Ok(self.send(Response::Missed(missed(first, last, kind, reason))).await?)
     }
 
     async fn send_event(
@@ -320,9 +327,8 @@ impl Session {
     }
 }
 
-/// How long a client may take for a message of so many bytes that holds a share of the traffic.
-pub(crate) fn patience(heartbeat: Duration, bytes: u64) -> Duration {
-    heartbeat.saturating_mul(2).saturating_add(Duration::from_secs(bytes / SLOWEST))
+fn missed(first: Sequence, last: Sequence, kind: MissedKind, reason: &str) -> v1::Missed {
+    v1::Missed { first: first.get(), last: last.get(), reason: reason.to_owned(), kind: kind.into() }
 }
 
 /// The bytes of a page that holds a share of the traffic.

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, stream};
 use gitstafette_core::event::{ClientId, Sequence};
 use gitstafette_core::store::{EventStore, Owner, Registration, StoreError};
 use gitstafette_core::subscription::{Flow, Progress, Window};
 use gitstafette_proto::convert::{ExistingCursor, Start, Subscription, WireError};
 use gitstafette_proto::v1::subscribe_request::Request as First;
-use gitstafette_proto::v1::{SubscribeRequest, SubscribeResponse};
+use gitstafette_proto::v1::subscribe_response::Response;
+use gitstafette_proto::v1::{GoAwayReason, SubscribeRequest, SubscribeResponse};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,9 +19,11 @@ use tonic::Status;
 use tonic::codegen::BoxStream;
 use tracing::Instrument;
 
-use super::outbox::{Traffic, outbox};
+use super::outbox::outbox;
 use super::registry::Standing;
-use super::session::Session;
+use super::send_progress::SendProgress;
+use super::session::{Session, TAKEN_OVER, farewell, wire};
+use super::traffic::Traffic;
 use super::{Registry, StreamOptions};
 use crate::auth::Peer;
 use crate::metrics::Metrics;
@@ -51,6 +54,8 @@ pub(crate) struct Subscriber {
     pub(crate) from: String,
     /// Cuts its connection, whatever is on it.
     pub(crate) cut: CancellationToken,
+    /// How its connection takes what it is sent.
+    pub(crate) progress: Arc<SendProgress>,
     /// Whose client ids it uses.
     owner: Owner,
     /// Whether it is one of this server's relays, which have client ids of their own.
@@ -59,9 +64,10 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     /// A client, if its peer is known.
-    pub(crate) fn client(peer: Option<&Peer>, owner: Owner) -> Self {
+    pub(crate) fn client(peer: Option<&Peer>, progress: Arc<SendProgress>, owner: Owner) -> Self {
         Self {
             owner,
+            progress,
             from: peer.map_or_else(String::new, |peer| peer.address.to_string()),
             cut: peer.map(|peer| peer.cut.clone()).unwrap_or_default(),
             is_relay: false,
@@ -70,8 +76,8 @@ impl Subscriber {
 
     /// One of this server's relays, to the server at this address.
     pub(crate) fn relay(to: String) -> Self {
-        let owner = Owner { label: "relay".to_owned(), max_ids: usize::MAX };
-        Self { from: to, cut: CancellationToken::new(), owner, is_relay: true }
+        let owner = Owner { label: "relay".to_owned(), max_ids: usize::MAX, current: Arc::default() };
+        Self { from: to, cut: CancellationToken::new(), progress: Arc::default(), owner, is_relay: true }
     }
 }
 
@@ -86,7 +92,7 @@ impl Subscriptions {
         if self.draining.is_cancelled() {
             return Err(Status::unavailable("the server is going down; reconnect"));
         }
-        let Subscriber { from, cut, owner, is_relay } = subscriber;
+        let Subscriber { from, cut, progress, owner, is_relay } = subscriber;
         let subscription = first_message(&mut requests).await?;
         if subscription.client_id.as_str().starts_with(RELAY_CLIENTS) && !is_relay {
             let message = format!("client_id: {RELAY_CLIENTS}… are the server's own relays; choose another");
@@ -95,27 +101,37 @@ impl Subscriptions {
         self.check_repositories(&subscription)?;
         let client = subscription.client_id.clone();
         let span = tracing::info_span!("session", client.id = %client, client.address = from);
+        // First: a caller that may not use the id must not end the stream of the client that may.
+        self.register(&client, &owner).await?;
         let standing = Standing::new(SystemTime::now().into(), from, subscription.filter.clone());
         let standing = Arc::new(standing);
-        let attachment = self.registry.attach(client.clone(), Arc::clone(&standing)).await;
-        self.register(&client, &owner).await?;
+        let Ok(attachment) = self.registry.attach(client.clone(), Arc::clone(&standing)).await else {
+            return Ok(taken_over());
+        };
+        if attachment.has_waited() {
+            // Meanwhile the id may have been removed.
+            self.register(&client, &owner).await?;
+        }
         let common = self.common(&subscription);
-        let progress = self.start(&subscription, common).await.map_err(|error| status(&error))?;
+        let progress_of_client = self.start(&subscription, common).await.map_err(|error| status(&error))?;
         // What the client deferred are other events here, unless its log is this one.
         let is_known = subscription.seen.as_ref().is_none_or(|seen| common == Some(seen.sequence));
-        let deferred = if is_known { subscription.deferred } else { Vec::new() };
-        let last_tried = self.last_tried(&client).await.map_err(|error| status(&error))?;
+        let mut deferred = if is_known { subscription.deferred } else { Vec::new() };
+        // No stream sent an event that is not there yet.
+        let head = head(&*self.store);
+        deferred.retain(|sequence| *sequence <= head);
+        let last_tried = self.store.last_first_attempt(&client).await.map_err(|error| status(&error))?;
         let window = self.window(subscription.max_events, subscription.max_bytes);
-        let (outbox, outgoing) = outbox();
+        let (outbox, outgoing) = outbox(Arc::clone(&progress));
         let session = Session {
             server_name: self.server_name.clone(),
             client,
             filter: subscription.filter,
             store: Arc::clone(&self.store),
-            cursor: progress.cursor.get().into(),
+            cursor: progress_of_client.cursor.get().into(),
             last_tried,
             window,
-            flow: Flow::new(progress, window, deferred).into(),
+            flow: Flow::new(progress_of_client, window, deferred).into(),
             common: common.filter(|_| !is_known),
             changed: Notify::new(),
             outbox,
@@ -125,6 +141,8 @@ impl Subscriptions {
             options: self.options,
             draining: self.draining.clone(),
             cut,
+            progress,
+            ending: CancellationToken::new(),
         };
         self.tasks.spawn(session.run(requests, attachment).instrument(span));
         Ok(Box::pin(outgoing))
@@ -142,10 +160,14 @@ impl Subscriptions {
         }
     }
 
-    /// Registers the client. A caller that makes up ever new ids is refused.
+    /// Registers the client. Refuses a caller that makes up ever new ids, and one that uses the id of another.
     async fn register(&self, client: &ClientId, owner: &Owner) -> Result<(), Status> {
         match self.store.register_client(client, owner).await.map_err(|error| status(&error))? {
             Registration::Registered => Ok(()),
+            Registration::OwnedByAnother => Err(Status::permission_denied(format!(
+                "client_id: {client} belongs to another token; use an id of your own, or the token that has used this one, or \
+                 let an operator release it with gitstafette-client subscriptions release {client}"
+            ))),
             Registration::LimitReached => Err(Status::resource_exhausted(format!(
                 "client_id: {client} is new, and this token already has {} client ids; use one of them, remove one with \
                  gitstafette-client subscriptions remove ID, or raise the server's --max-client-ids",
@@ -203,18 +225,18 @@ impl Subscriptions {
         Ok(Progress { cursor: back, ahead: Default::default() })
     }
 
-    /// The last event that the client has tried in vain; zero if there is none.
-    async fn last_tried(&self, client: &ClientId) -> Result<Sequence, StoreError> {
-        let first_attempts = self.store.first_attempts(client, Sequence::ZERO..=head(&*self.store)).await?;
-        Ok(first_attempts.last().map_or(Sequence::ZERO, |last| last.sequence))
-    }
-
     /// The smaller of what the client asks for and what the server allows.
     fn window(&self, events: Option<u32>, bytes: Option<u64>) -> Window {
         let Window { events: most_events, bytes: most_bytes } = self.options.unacknowledged;
         let events = events.and_then(|events| usize::try_from(events).ok()).unwrap_or(usize::MAX);
         Window { events: events.min(most_events), bytes: bytes.unwrap_or(u64::MAX).min(most_bytes) }
     }
+}
+
+/// The stream of a client that a newer one replaced before it began.
+fn taken_over() -> BoxStream<SubscribeResponse> {
+    let message = wire(Response::GoAway(farewell(GoAwayReason::TakenOver, TAKEN_OVER)));
+    Box::pin(stream::once(async { Ok(message) }))
 }
 
 async fn first_message(requests: &mut BoxStream<SubscribeRequest>) -> Result<Subscription, Status> {

@@ -18,14 +18,20 @@ use tonic::codegen::BoxStream;
 use tracing::{info, warn};
 
 use super::StreamOptions;
-use super::outbox::{Gone, Outbox, Traffic};
+use super::outbox::{Gone, Outbox};
 use super::registry::{Attachment, Standing};
+use super::send_progress::{STALLED, SendProgress};
 use super::service::head;
 use super::taking::{BATCHES, Batch};
+use super::traffic::Traffic;
 use crate::metrics::Metrics;
 
-/// How long the last message may wait for a client that does not read.
+/// How long the acknowledgements that came may take to be stored at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What a client is told whose stream a newer one replaces.
+pub(super) const TAKEN_OVER: &str =
+    "another client attached with the same client id; give each client its own --client-id";
 
 /// One attached subscription.
 #[derive(Debug)]
@@ -54,6 +60,10 @@ pub(super) struct Session {
     pub(super) draining: CancellationToken,
     /// Cuts the connection.
     pub(super) cut: CancellationToken,
+    /// How the connection takes what it is given.
+    pub(super) progress: Arc<SendProgress>,
+    /// Cancelled when the session ends: from then on a receipt does not wait for a client that does not read.
+    pub(super) ending: CancellationToken,
 }
 
 /// Why a session ends.
@@ -65,36 +75,49 @@ pub(super) enum End {
     GoAway(GoAwayReason, &'static str),
     /// Something is wrong.
     Failed(Status),
-    /// The client does not take a large event, and others wait for their share of the traffic.
+    /// The client does not read.
     Stalled,
 }
 
 impl Session {
-    /// Runs until the stream ends. All halves run in this one task.
+    /// Runs until the stream ends, and its connection has taken the rest of it.
     pub(super) async fn run(self, requests: BoxStream<SubscribeRequest>, attachment: Attachment) {
+        let (progress, cut) = (Arc::clone(&self.progress), self.cut.clone());
+        self.serve(requests, attachment).await;
+        progress.end_or_cut(&cut).await;
+    }
+
+    /// Serves until the stream ends. All halves run in this one task.
+    async fn serve(self, requests: BoxStream<SubscribeRequest>, attachment: Attachment) {
         let (taken, acknowledged) = mpsc::channel(BATCHES);
-        let mut storing = pin!(self.store_acknowledgements(acknowledged));
-        let mut stored = None;
-        let end = tokio::select! {
-            end = self.take_requests(requests, taken.clone()) => end,
-            end = self.send_events() => end,
-            end = self.send_heartbeats(&taken) => end,
-            end = self.ended_by_server(&attachment) => end,
-            () = self.outbox.closed() => End::Client,
-            result = &mut storing => stored.insert(result).clone().map_or_else(End::Failed, |()| End::Client),
+        let end = {
+            let mut storing = pin!(self.store_acknowledgements(acknowledged));
+            let mut stored = None;
+            let end = tokio::select! {
+                end = self.take_requests(requests, taken.clone()) => end,
+                end = self.send_events() => end,
+                end = self.send_heartbeats(&taken) => end,
+                end = self.ended_by_server(&attachment) => end,
+                () = self.outbox.closed() => End::Client,
+                result = &mut storing => stored.insert(result).clone().map_or_else(End::Failed, |()| End::Client),
+            };
+            self.ending.cancel();
+            if stored.is_none() {
+                // What was taken is stored before a newer stream of this client may look where to start. The empty batch
+                // is for a cursor that passed what was not selected.
+                drop(taken.try_send(Batch::default()));
+                drop(taken);
+                drop(tokio::time::timeout(FAREWELL, storing).await);
+            }
+            end
         };
-        if stored.is_none() {
-            // What was taken is stored before a newer stream of this client may look where to start. The empty batch
-            // is for a cursor that passed what was not selected.
-            drop(taken.try_send(Batch::default()));
-            drop(taken);
-            drop(tokio::time::timeout(FAREWELL, storing).await);
-        }
-        if let End::Stalled = end {
-            // Nothing that is said would be read. What is on its way goes with the connection.
-            self.cut.cancel();
-        }
-        self.say_farewell(&end).await;
+        // A newer stream does not wait until this client has read the last message.
+        drop(attachment);
+        self.finish(end);
+    }
+
+    /// Says the last word, and notes the end.
+    fn finish(self, end: End) {
         let outstanding = self.flow().outstanding();
         let reason = match &end {
             End::Client => "client",
@@ -105,22 +128,20 @@ impl Session {
         self.metrics.streams_ended.with_label_values(&[reason]).inc();
         match end {
             End::Client => info!(outstanding, "a client detached"),
-            End::Stalled => warn!(outstanding, "a client did not take a large event in time; it was cut off"),
-            End::GoAway(..) => info!(outstanding, reason, "a stream was ended"),
-            End::Failed(status) => info!(outstanding, reason = status.message(), "a stream failed"),
-        }
-    }
-
-    async fn say_farewell(&self, end: &End) {
-        let last = match end {
-            End::Client | End::Stalled => return,
-            End::GoAway(reason, message) => {
-                let go_away = GoAway { reason: (*reason).into(), message: (*message).to_owned() };
-                Ok(wire(Response::GoAway(go_away)))
+            End::Stalled => {
+                warn!(outstanding, "a client did not read; it was cut off");
+                // Nothing that is said would be read. What is on its way goes with the connection.
+                self.cut.cancel();
             }
-            End::Failed(status) => Err(status.clone()),
-        };
-        drop(tokio::time::timeout(FAREWELL, self.outbox.say(last)).await);
+            End::GoAway(go_away, message) => {
+                info!(outstanding, reason, "a stream was ended");
+                self.outbox.end(Ok(wire(Response::GoAway(farewell(go_away, message)))));
+            }
+            End::Failed(status) => {
+                info!(outstanding, reason = status.message(), "a stream failed");
+                self.outbox.end(Err(status));
+            }
+        }
     }
 
     async fn send_heartbeats(&self, taken: &mpsc::Sender<Batch>) -> End {
@@ -129,11 +150,16 @@ impl Session {
         beats.tick().await; // the first is immediate, and Started says the same
         loop {
             beats.tick().await;
+            if self.outbox.progress().is_stalled() {
+                return End::Stalled;
+            }
             // With nothing to acknowledge: the cursor may have passed what was not selected.
             drop(taken.try_send(Batch::default()));
             let heartbeat = Heartbeat { head: head(&*self.store).get(), cursor: self.stored_cursor().get() };
-            if self.send(Response::Heartbeat(heartbeat)).await.is_err() {
-                return End::Client;
+            match tokio::time::timeout(STALLED, self.send(Response::Heartbeat(heartbeat))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(Gone)) => return End::Client,
+                Err(_) => return End::Stalled,
             }
         }
     }
@@ -148,15 +174,12 @@ impl Session {
         tokio::select! {
             () = self.draining.cancelled() => End::GoAway(GoAwayReason::Drain, "the server is going down; reconnect"),
             () = window => End::GoAway(GoAwayReason::Window, "the stream window is over; reconnect at once"),
-            () = attachment.taken_over() => End::GoAway(
-                GoAwayReason::TakenOver,
-                "another client attached with the same client id; give each client its own --client-id",
-            ),
+            () = attachment.taken_over() => End::GoAway(GoAwayReason::TakenOver, TAKEN_OVER),
         }
     }
 
     pub(super) async fn send(&self, response: Response) -> Result<(), Gone> {
-        self.outbox.say(Ok(wire(response))).await
+        self.outbox.say(wire(response)).await
     }
 
     pub(super) fn flow(&self) -> MutexGuard<'_, Flow> {
@@ -167,6 +190,10 @@ impl Session {
     pub(super) fn stored_cursor(&self) -> Sequence {
         Sequence::new(self.cursor.load(Ordering::Relaxed))
     }
+}
+
+pub(super) fn farewell(reason: GoAwayReason, message: &str) -> GoAway {
+    GoAway { reason: reason.into(), message: message.to_owned() }
 }
 
 pub(super) fn wire(response: Response) -> SubscribeResponse {

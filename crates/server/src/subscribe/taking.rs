@@ -1,35 +1,41 @@
 //! What a session takes from its client: acknowledgements, which are stored, and what it puts down and wants again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use gitstafette_core::event::Sequence;
-use gitstafette_core::store::Acknowledgement;
+use gitstafette_core::store::{Acknowledgement, Listing, StoreError};
+use gitstafette_core::target::Outcome;
 use gitstafette_proto::convert::{MAX_DEFERRED, WireError, from_first_attempts, sequences};
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{Acknowledgements, FirstAttempts, Receipt, SubscribeRequest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tonic::Status;
 use tonic::codegen::BoxStream;
+use tonic::{Code, Status};
 
 use super::service::{head, malformed, status};
-use super::session::{End, Session};
+use super::session::{End, Session, wire};
 
 /// How many messages with acknowledgements may wait for the store: as many are stored at once.
 pub(super) const BATCHES: usize = 64;
-/// How many outcomes may wait for the store, over all these messages; one message may exceed it alone. A client of ours
-/// sends 1024 in one.
-const OUTCOMES: usize = 4096;
+/// How many bytes of acknowledgements and receipts one subscription may have here: acknowledgements until they are stored,
+/// receipts until the connection has taken them. One message may exceed it alone.
+const ROOM: usize = 256 << 10;
+/// About how many bytes an acknowledgement takes here beside its outcomes.
+const ACKNOWLEDGEMENT_BYTES: usize = 64;
+/// About how many bytes an outcome takes here beside its texts.
+const OUTCOME_BYTES: usize = 128;
 
-/// The acknowledgements of one message. They hold their room until they are stored.
+/// The acknowledgements of one message. They hold their room until the connection has taken their receipt.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     acknowledgements: Vec<Acknowledgement>,
     /// All sequences of the message: the client gets a receipt for those that mean nothing, too.
     sequences: Vec<u64>,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Session {
@@ -39,52 +45,109 @@ impl Session {
         mut requests: BoxStream<SubscribeRequest>,
         taken: mpsc::Sender<Batch>,
     ) -> End {
-        let room = Arc::new(Semaphore::new(OUTCOMES));
+        let room = Arc::new(Semaphore::new(ROOM));
         loop {
             let request = match requests.next().await {
                 // A client may close its half and go on reading, until its window is full.
                 None => return std::future::pending().await,
+                Some(Err(status)) if status.code() == Code::InvalidArgument => return End::Failed(status),
                 Some(Err(_)) => return End::Client,
                 Some(Ok(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
                 Some(Ok(SubscribeRequest { request: Some(request) })) => request,
             };
-            let done = match request {
-                Request::Acknowledgements(message) => match acknowledgements(message) {
-                    Ok(acknowledgements) => {
-                        drop(taken.send(self.batch(acknowledgements, &room).await).await);
-                        Ok(())
-                    }
-                    Err(error) => Err(malformed(&error)),
-                },
-                Request::FirstAttempts(message) => self.take_first_attempts(message).await,
-                Request::Deferral(message) => self.defer(&sequences(&message.sequences)),
-                Request::Recall(message) => {
-                    self.recall(&sequences(&message.sequences));
-                    Ok(())
-                }
-                Request::Subscription(_) => Err(Status::invalid_argument(
-                    "a stream has one subscription; open another stream for another",
-                )),
-            };
-            if let Err(status) = done {
+            if let Err(status) = self.take_request(request, &room, &taken).await {
                 return End::Failed(status);
             }
         }
     }
 
-    /// Keeps what may mean something, as soon as there is room for it: a client may send what it likes, and faster than the
+    async fn take_request(
+        &self,
+        request: Request,
+        room: &Arc<Semaphore>,
+        taken: &mpsc::Sender<Batch>,
+    ) -> Result<(), Status> {
+        let invalid = |error: WireError| malformed(&error);
+        match request {
+            Request::Acknowledgements(message) => {
+                self.check_entries("acknowledgements", message.acknowledgements.len())?;
+                let acknowledgements = acknowledgements(message).map_err(invalid)?;
+                drop(taken.send(self.batch(acknowledgements, room).await?).await);
+                Ok(())
+            }
+            Request::FirstAttempts(message) => {
+                self.check_entries("first attempts", message.first_attempts.len())?;
+                self.take_first_attempts(message).await
+            }
+            Request::Deferral(message) => {
+                self.check_entries("deferred events", message.sequences.len())?;
+                self.defer(&sequences(&message.sequences))
+            }
+            Request::Recall(message) => {
+                self.check_entries("recalled events", message.sequences.len())?;
+                self.recall(&sequences(&message.sequences));
+                Ok(())
+            }
+            Request::Subscription(_) => Err(Status::invalid_argument(
+                "a stream has one subscription; open another stream for another",
+            )),
+        }
+    }
+
+    /// A message has no more entries than the window has events: a client has no more to tell at once.
+    fn check_entries(&self, what: &str, entries: usize) -> Result<(), Status> {
+        let most = self.window.events.max(1);
+        if entries <= most {
+            return Ok(());
+        }
+        Err(Status::invalid_argument(format!(
+            "{entries} {what} in one message, and this stream may have {most} events unacknowledged \
+             (max_unacknowledged_events of Started); send no more than that in one message"
+        )))
+    }
+
+    /// Keeps what means something, as soon as there is room for it: a client may send what it likes, and faster than the
     /// disk takes it.
-    async fn batch(&self, mut acknowledgements: Vec<Acknowledgement>, room: &Arc<Semaphore>) -> Batch {
-        let sequences = acknowledgements.iter().map(|one| one.sequence.get()).collect();
+    async fn batch(
+        &self,
+        mut acknowledgements: Vec<Acknowledgement>,
+        room: &Arc<Semaphore>,
+    ) -> Result<Batch, Status> {
+        let sequences: Vec<_> = acknowledgements.iter().map(|one| one.sequence.get()).collect();
         let head = head(&*self.store);
-        {
+        let not_sent: BTreeSet<_> = {
             let flow = self.flow();
             acknowledgements.retain(|one| flow.is_awaited(one.sequence, head));
+            let sequences = acknowledgements.iter().map(|one| one.sequence);
+            sequences.filter(|sequence| !flow.is_outstanding(*sequence)).collect()
+        };
+        if !not_sent.is_empty() {
+            let refused = self.not_selected(not_sent).await.map_err(|error| status(&error))?;
+            acknowledgements.retain(|one| !refused.contains(&one.sequence));
         }
-        let outcomes: usize = acknowledgements.iter().map(|one| one.outcomes.len()).sum();
-        let share = u32::try_from(outcomes.min(OUTCOMES)).unwrap_or(u32::MAX);
-        let room = Arc::clone(room).acquire_many_owned(share).await.ok();
-        Batch { acknowledgements, sequences, _room: room }
+        let texts = |outcome: &Outcome| OUTCOME_BYTES + outcome.target.len() + outcome.detail.len();
+        let outcomes: usize = acknowledgements.iter().flat_map(|one| &one.outcomes).map(texts).sum();
+        let bytes = (outcomes + sequences.len() * ACKNOWLEDGEMENT_BYTES).min(ROOM);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let room = Arc::clone(room).acquire_many_owned(bytes).await.ok();
+        Ok(Batch { acknowledgements, sequences, room })
+    }
+
+    /// Those of these events that this subscription does not select: they are for another client, or outside the filter. No
+    /// stream of this client was sent them, so it has no outcome of theirs.
+    async fn not_selected(
+        &self,
+        mut sequences: BTreeSet<Sequence>,
+    ) -> Result<BTreeSet<Sequence>, StoreError> {
+        for sequence in sequences.clone() {
+            let filter = self.filter.clone();
+            let listing = Listing { filter, first: sequence, last: sequence, limit: 1, ..Listing::default() };
+            let entries = self.store.list(&listing).await?.entries;
+            if entries.iter().any(|entry| entry.address.includes_client(&self.client)) {
+                sequences.remove(&sequence);
+            }
+        }
+        Ok(sequences)
     }
 
     /// Stores since when the client tries events. Only of those that it may still acknowledge.
@@ -135,18 +198,33 @@ impl Session {
         while taken.recv_many(&mut batches, BATCHES).await > 0 {
             let mut acknowledgements = Vec::new();
             let mut receipt = Vec::new();
+            let mut rooms: Option<OwnedSemaphorePermit> = None;
             for batch in &mut batches {
                 acknowledgements.append(&mut batch.acknowledgements);
                 receipt.append(&mut batch.sequences);
+                match (&mut rooms, batch.room.take()) {
+                    (Some(rooms), Some(room)) => rooms.merge(room),
+                    (rooms @ None, room) => *rooms = room,
+                    (Some(_), None) => {}
+                }
             }
             self.store_batch(acknowledgements).await?;
             batches.clear();
             if !receipt.is_empty() {
-                // A client that is gone needs no receipt: the session ends by another half.
-                drop(self.send(Response::Receipt(Receipt { sequences: receipt })).await);
+                self.send_receipt(receipt, rooms).await;
             }
         }
         Ok(())
+    }
+
+    async fn send_receipt(&self, sequences: Vec<u64>, room: Option<OwnedSemaphorePermit>) {
+        let receipt = wire(Response::Receipt(Receipt { sequences }));
+        tokio::select! {
+            biased;
+            // A client that is gone needs no receipt: the session ends by another half.
+            sent = self.outbox.receipt(receipt, room) => drop(sent),
+            () = self.ending.cancelled() => {}
+        }
     }
 
     async fn store_batch(&self, mut acknowledgements: Vec<Acknowledgement>) -> Result<(), Status> {

@@ -92,7 +92,7 @@ async fn clients_that_stay_away_are_forgotten() {
     assert_eq!(config.server.streams.forget_clients, Some(Duration::from_secs(90 * 24 * 3600)));
     config.server.streams.forget_clients = Some(Duration::from_millis(50));
     let store = Arc::new(MemoryStore::new(config.store_options));
-    let owner = Owner { label: "test".to_owned(), max_ids: 100 };
+    let owner = Owner { label: "test".to_owned(), max_ids: 100, current: Arc::default() };
     for name in ["here", "away", "relay.push.configured", "relay.push.removed"] {
         let client: ClientId = name.parse().unwrap();
         store.register_client(&client, &owner).await.unwrap();

@@ -193,6 +193,14 @@ impl EventStore for Gated {
         self.inner.register_client(client, owner).await
     }
 
+    async fn release_client(&self, client: &ClientId) -> Result<bool, StoreError> {
+        self.inner.release_client(client).await
+    }
+
+    async fn last_first_attempt(&self, client: &ClientId) -> Result<Sequence, StoreError> {
+        self.inner.last_first_attempt(client).await
+    }
+
     async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError> {
         self.inner.remove_client(client).await
     }

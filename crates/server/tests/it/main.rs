@@ -4,6 +4,7 @@
 
 mod admin;
 mod admission;
+mod bounds;
 mod chain;
 mod client_ids;
 mod commands;

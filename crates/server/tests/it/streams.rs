@@ -106,7 +106,8 @@ impl Raw {
         while !matches!(self.next().await.unwrap(), Response::Receipt(_)) {}
     }
 
-    async fn go_away(&mut self) -> GoAwayReason {
+    /// Waits for the end that the server announces.
+    pub async fn go_away(&mut self) -> GoAwayReason {
         loop {
             match self.next().await.unwrap() {
                 Response::GoAway(go_away) => return go_away.reason(),

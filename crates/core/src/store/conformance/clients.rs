@@ -6,8 +6,11 @@ use super::{acknowledgement, client, fill};
 use crate::event::{ClientId, Sequence};
 use crate::store::{EventStore, Owner, Registration};
 
+/// The owners that the server knows now.
+const CURRENT: [&str; 2] = ["one", "other"];
+
 fn owner(label: &str) -> Owner {
-    Owner { label: label.to_owned(), max_ids: 2 }
+    Owner { label: label.to_owned(), max_ids: 2, current: CURRENT.map(str::to_owned).into() }
 }
 
 async fn register(store: &impl EventStore, name: &str, label: &str) -> Registration {
@@ -31,8 +34,8 @@ pub(super) async fn registers_as_many_as_the_owner_may_have(store: &impl EventSt
         ("c", "one", Registration::LimitReached),
         ("a", "one", Registration::Registered),
         ("c", "other", Registration::Registered),
-        // The id is known: it counts for the owner that used it first.
-        ("a", "other", Registration::Registered),
+        // The id belongs to the owner that used it first.
+        ("a", "other", Registration::OwnedByAnother),
         ("d", "other", Registration::Registered),
         ("e", "other", Registration::LimitReached),
         ("e", "one", Registration::LimitReached),
@@ -42,6 +45,28 @@ pub(super) async fn registers_as_many_as_the_owner_may_have(store: &impl EventSt
     assert!(store.remove_client(&client("b")).await.expect("the removal"));
     assert_eq!(register(store, "e", "one").await, Registration::Registered, "there is room again");
     assert_eq!(with_cursor(store).await, [], "registering makes no cursor");
+}
+
+pub(super) async fn passes_ids_of_owners_that_are_gone(store: &impl EventStore) {
+    let all = fill(store, 0..1).await;
+    assert_eq!(register(store, "a", "replaced").await, Registration::Registered);
+    store.seek(&client("a"), all[0]).await.expect("the seek");
+    assert_eq!(register(store, "a", "one").await, Registration::Registered, "its owner is gone");
+    assert_eq!(register(store, "a", "other").await, Registration::OwnedByAnother);
+    assert_eq!(register(store, "a", "one").await, Registration::Registered, "the refusal changed nothing");
+
+    assert!(store.release_client(&client("a")).await.expect("the release"));
+    assert!(!store.release_client(&client("never")).await.expect("the release"));
+    assert_eq!(register(store, "a", "other").await, Registration::Registered, "it has no owner");
+    assert_eq!(register(store, "a", "one").await, Registration::OwnedByAnother);
+    let progress = store.progress(&client("a")).await.expect("the progress").expect("a cursor");
+    assert_eq!(progress.cursor, all[0], "the cursor stays");
+
+    // A client from before there were owners has a cursor, and no owner.
+    store.seek(&client("b"), all[0]).await.expect("the seek");
+    assert!(store.release_client(&client("b")).await.expect("the release"));
+    assert_eq!(register(store, "b", "one").await, Registration::Registered);
+    assert_eq!(register(store, "b", "other").await, Registration::OwnedByAnother);
 }
 
 pub(super) async fn removes_all_that_is_kept_for_a_client(store: &impl EventStore) {

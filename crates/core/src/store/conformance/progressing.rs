@@ -171,6 +171,8 @@ const ALL_EVENTS: RangeInclusive<Sequence> = Sequence::ZERO..=Sequence::new(u64:
 /// What is recorded of a client's first attempts, without their ages.
 async fn tried(store: &impl EventStore, name: &str) -> Vec<(Sequence, String)> {
     let first_attempts = store.first_attempts(&client(name), ALL_EVENTS).await.expect("the first attempts");
+    let last = store.last_first_attempt(&client(name)).await.expect("the last first attempt");
+    assert_eq!(last, first_attempts.last().map_or(Sequence::ZERO, |one| one.sequence));
     first_attempts.into_iter().map(|one| (one.sequence, one.target)).collect()
 }
 

@@ -9,7 +9,8 @@ use crate::store::{Owner, Registration};
 /// A client id that was registered.
 #[derive(Debug)]
 pub(super) struct Registered {
-    owner: String,
+    /// `None` if an operator released the id.
+    owner: Option<String>,
     seen: Instant,
 }
 
@@ -17,15 +18,27 @@ impl State {
     pub(super) fn register(&mut self, client: &ClientId, owner: &Owner) -> Registration {
         let seen = Instant::now();
         if let Some(known) = self.registered.get_mut(client) {
-            known.seen = seen;
+            if !owner.inherits_from(known.owner.as_deref()) {
+                return Registration::OwnedByAnother;
+            }
+            *known = Registered { owner: Some(owner.label.clone()), seen };
             return Registration::Registered;
         }
-        let ids = self.registered.values().filter(|known| known.owner == owner.label).count();
+        let is_own = |known: &&Registered| known.owner.as_ref() == Some(&owner.label);
+        let ids = self.registered.values().filter(is_own).count();
         if ids >= owner.max_ids {
             return Registration::LimitReached;
         }
-        self.registered.insert(client.clone(), Registered { owner: owner.label.clone(), seen });
+        self.registered.insert(client.clone(), Registered { owner: Some(owner.label.clone()), seen });
         Registration::Registered
+    }
+
+    pub(super) fn release_client(&mut self, client: &ClientId) -> bool {
+        match self.registered.get_mut(client) {
+            Some(known) => known.owner = None,
+            None => return self.clients.contains_key(client),
+        }
+        true
     }
 
     pub(super) fn remove_client(&mut self, client: &ClientId) -> bool {

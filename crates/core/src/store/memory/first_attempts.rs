@@ -51,6 +51,12 @@ impl FirstAttempts {
             .collect()
     }
 
+    /// The last event of which a client's first attempt is recorded; zero if there is none.
+    pub(super) fn last(&self, client: &ClientId) -> Sequence {
+        let last = self.0.get(client).and_then(BTreeMap::last_key_value);
+        last.map_or(Sequence::ZERO, |((sequence, _), _)| *sequence)
+    }
+
     /// Forgets what the client has done.
     pub(super) fn forget(
         &mut self,

@@ -59,6 +59,12 @@ pub(super) fn load(
     rows.collect()
 }
 
+/// The last event of which something is recorded for a client; zero if there is none.
+pub(super) fn last(connection: &Connection, client: &ClientId) -> rusqlite::Result<Sequence> {
+    let select = "SELECT coalesce(max(sequence), 0) FROM first_attempts WHERE client = ?1";
+    connection.prepare_cached(select)?.query_row([client.as_str()], |row| codec::sequence(row, 0))
+}
+
 /// Forgets what the client has done.
 pub(super) fn forget(
     transaction: &Transaction<'_>,

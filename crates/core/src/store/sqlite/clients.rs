@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{ahead, attempts, codec};
 use crate::event::{ClientId, Timestamp};
@@ -17,9 +17,20 @@ const PRECISION: Duration = Duration::from_secs(3600);
 /// How many clients are forgotten in one transaction.
 const FORGOTTEN_AT_ONCE: usize = 256;
 
-/// Whether the client is registered.
-pub(super) fn is_known(connection: &Connection, client: &ClientId) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM clients WHERE client = ?1")?.exists([client.as_str()])
+/// Whose a client id is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ownership {
+    /// The client is not registered.
+    Unknown,
+    /// The client is registered. Clients from before version 4 of the schema, and released ones, have no owner.
+    Known(Option<String>),
+}
+
+/// Whose the client id is.
+pub(super) fn ownership(connection: &Connection, client: &ClientId) -> rusqlite::Result<Ownership> {
+    let mut select = connection.prepare_cached("SELECT owner FROM clients WHERE client = ?1")?;
+    let owner = select.query_row([client.as_str()], |row| row.get(0)).optional()?;
+    Ok(owner.map_or(Ownership::Unknown, Ownership::Known))
 }
 
 /// Registers a client: see [`EventStore::register_client`](crate::store::EventStore::register_client).
@@ -29,12 +40,14 @@ pub(super) fn register(
     owner: &Owner,
     now: Timestamp,
 ) -> rusqlite::Result<Registration> {
-    if is_known(transaction, client)? {
-        // Clients from before version 4 of the schema have no owner yet.
+    if let Ownership::Known(label) = ownership(transaction, client)? {
+        if !owner.inherits_from(label.as_deref()) {
+            return Ok(Registration::OwnedByAnother);
+        }
         transaction
             .prepare_cached(
-                "UPDATE clients SET seen_at = ?2, owner = coalesce(owner, ?3) \
-                 WHERE client = ?1 AND (seen_at <= ?4 OR owner IS NULL)",
+                "UPDATE clients SET seen_at = ?2, owner = ?3 \
+                 WHERE client = ?1 AND (seen_at <= ?4 OR owner IS NOT ?3)",
             )?
             .execute(params![client.as_str(), time(now), owner.label, time(now.minus(PRECISION))])?;
         return Ok(Registration::Registered);
@@ -49,6 +62,13 @@ pub(super) fn register(
         .prepare_cached("INSERT INTO clients (client, owner, seen_at) VALUES (?1, ?2, ?3)")?
         .execute(params![client.as_str(), owner.label, time(now)])?;
     Ok(Registration::Registered)
+}
+
+/// Takes a client id from its owner: see [`EventStore::release_client`](crate::store::EventStore::release_client).
+pub(super) fn release(transaction: &Transaction<'_>, client: &ClientId) -> rusqlite::Result<bool> {
+    let mut release = transaction.prepare_cached("UPDATE clients SET owner = NULL WHERE client = ?1")?;
+    let mut has_cursor = transaction.prepare_cached("SELECT 1 FROM cursors WHERE client = ?1")?;
+    Ok(release.execute([client.as_str()])? > 0 || has_cursor.exists([client.as_str()])?)
 }
 
 /// Removes all that is kept for a client; whether there was anything.

@@ -343,6 +343,12 @@ impl EventStore for SqliteStore {
         self.readers.run(move |connection| attempts::load(connection, &client, &sequences, now)).await
     }
 
+    async fn last_first_attempt(&self, client: &ClientId) -> Result<Sequence, StoreError> {
+        self.check_open()?;
+        let client = client.clone();
+        self.readers.run(move |connection| attempts::last(connection, &client)).await
+    }
+
     async fn reports(&self, sequence: Sequence) -> Result<Vec<Report>, StoreError> {
         self.check_open()?;
         self.readers.run(move |connection| reader::reports(connection, sequence)).await
@@ -387,14 +393,25 @@ impl EventStore for SqliteStore {
         self.check_open()?;
         let (client, owner) = (client.clone(), owner.clone());
         let known = client.clone();
-        let is_known = self.readers.run(move |connection| clients::is_known(connection, &known)).await?;
+        let ownership = self.readers.run(move |connection| clients::ownership(connection, &known)).await?;
+        let is_own = ownership == clients::Ownership::Known(Some(owner.label.clone()));
+        if let clients::Ownership::Known(label) = ownership
+            && !owner.inherits_from(label.as_deref())
+        {
+            return Ok(Registration::OwnedByAnother);
+        }
         let task = |answer| Task::RegisterClient { client, owner, answer };
-        if is_known {
+        if is_own {
             // A known client may connect while the disk is full, so it does not wait for the time of its contact.
             drop(self.queue.offer(task).await?);
             return Ok(Registration::Registered);
         }
         self.write(task).await
+    }
+
+    async fn release_client(&self, client: &ClientId) -> Result<bool, StoreError> {
+        let client = client.clone();
+        self.write(|answer| Task::ReleaseClient { client, answer }).await
     }
 
     async fn remove_client(&self, client: &ClientId) -> Result<bool, StoreError> {

@@ -117,6 +117,13 @@ pub(super) enum Task {
         /// Where the result goes.
         answer: Answer<Registration>,
     },
+    /// [`EventStore::release_client`](crate::store::EventStore::release_client).
+    ReleaseClient {
+        /// Which client.
+        client: ClientId,
+        /// Where the result goes.
+        answer: Answer<bool>,
+    },
     /// [`EventStore::remove_client`](crate::store::EventStore::remove_client).
     RemoveClient {
         /// Which client.
@@ -196,7 +203,7 @@ impl Task {
             }
             Self::Redeliver { event, answer, .. } => (event, tell(answer)),
             Self::RegisterClient { answer, .. } => (None, tell(answer)),
-            Self::RemoveClient { answer, .. } => (None, tell(answer)),
+            Self::ReleaseClient { answer, .. } | Self::RemoveClient { answer, .. } => (None, tell(answer)),
             Self::ForgetClients { answer, .. } => (None, tell(answer)),
             Self::Acknowledge { answer, .. }
             | Self::RecordFirstAttempts { answer, .. }
@@ -214,7 +221,7 @@ impl Task {
             Self::Append { answer, .. } => answer.fail(error),
             Self::Redeliver { answer, .. } => answer.fail(error),
             Self::RegisterClient { answer, .. } => answer.fail(error),
-            Self::RemoveClient { answer, .. } => answer.fail(error),
+            Self::ReleaseClient { answer, .. } | Self::RemoveClient { answer, .. } => answer.fail(error),
             Self::ForgetClients { answer, .. } => answer.fail(error),
             Self::Acknowledge { answer, .. }
             | Self::RecordFirstAttempts { answer, .. }

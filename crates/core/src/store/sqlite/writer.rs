@@ -298,6 +298,7 @@ fn perform(task: &mut Task, batch: &mut Batch<'_>, redelivery: Redelivery) -> Re
         Task::RegisterClient { client, owner, answer } => {
             answer.hold(clients::register(transaction, client, owner, batch.now)?);
         }
+        Task::ReleaseClient { client, answer } => answer.hold(clients::release(transaction, client)?),
         Task::RemoveClient { client, answer } => answer.hold(clients::remove(transaction, client)?),
         Task::ForgetClients { age, connected, answer } => {
             answer.hold(clients::forget(transaction, *age, connected, batch.now)?);

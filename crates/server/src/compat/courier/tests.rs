@@ -13,6 +13,7 @@ struct Rig {
     incoming: mpsc::UnboundedSender<Result<v1::SubscribeResponse, Status>>,
     requests: mpsc::UnboundedReceiver<v1::SubscribeRequest>,
     metrics: Arc<Metrics>,
+    traffic: Arc<Traffic>,
     cut: CancellationToken,
     running: JoinHandle<()>,
 }
@@ -23,14 +24,15 @@ type Got = mpsc::UnboundedReceiver<(u64, Result<Vec<u64>, Status>)>;
 fn rig(pace: Duration, lifetime: Option<Duration>, traffic: u64) -> (Rig, Doorstep) {
     let (incoming, responses) = mpsc::unbounded_channel();
     let (acknowledging, requests) = mpsc::unbounded_channel();
-    let (outgoing, door) = doorstep();
+    let (outgoing, door) = doorstep(Arc::default());
     let (metrics, cut) = (Metrics::new(), CancellationToken::new());
+    let traffic = Arc::new(Traffic::new(traffic));
     let courier = Courier {
         incoming: UnboundedReceiverStream::new(responses).boxed(),
         requests: acknowledging,
         outgoing,
-        traffic: Arc::new(Traffic::new(traffic)),
-        heartbeat: Duration::from_secs(20),
+        traffic: Arc::clone(&traffic),
+        client: "a/b".parse().unwrap(),
         metrics: Arc::clone(&metrics),
         cut: cut.clone(),
         pace,
@@ -42,7 +44,7 @@ fn rig(pace: Duration, lifetime: Option<Duration>, traffic: u64) -> (Rig, Doorst
         unconfirmed: 0,
     };
     let running = tokio::spawn(courier.run(lifetime));
-    (Rig { started: Instant::now(), incoming, requests, metrics, cut, running }, door)
+    (Rig { started: Instant::now(), incoming, requests, metrics, traffic, cut, running }, door)
 }
 
 impl Rig {
@@ -226,8 +228,26 @@ async fn a_client_that_does_not_take_what_others_wait_for_is_cut_off() {
     rig.event(2, 60_000);
     // It takes the first, and then only holds the door open.
     assert_eq!(door.next().await.unwrap().unwrap().webhook_events[0].sequence, 2);
+    let other = "other".parse().unwrap();
+    let waiting = rig.traffic.share(&other, 1 << 20);
+    let cut = async {
+        rig.cut.cancelled().await;
+        rig.started.elapsed().as_secs()
+    };
+    let (share, cut_after) = tokio::join!(waiting, cut);
+    assert!(share.is_some());
+    assert_eq!(cut_after, 15, "10 s after it was sent");
+    rig.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let (rig, mut door) = rig(Duration::ZERO, None, 1 << 20);
+    rig.event(1, 10);
+    // It takes the first, and then only holds the door open.
+    door.next().await.unwrap().unwrap();
     rig.cut.cancelled().await;
-    assert_eq!(rig.started.elapsed().as_secs(), 45, "two heartbeats after it was sent");
+    assert_eq!(rig.started.elapsed().as_secs(), 60);
     rig.ended().await;
 }
 

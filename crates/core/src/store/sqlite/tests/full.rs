@@ -109,7 +109,7 @@ async fn fill_and_recover(kilobytes: u64, ballast: u64, size: usize) {
     let Some(disk) = Disk::mount(kilobytes) else { return };
     disk.take("ballast", ballast);
     let store = SqliteStore::open(&disk.store(), Options::default()).unwrap();
-    let owner = Owner { label: "tests".to_owned(), max_ids: 1 };
+    let owner = Owner { label: "tests".to_owned(), max_ids: 1, current: ["tests".to_owned()].into() };
     store.register_client(&client(), &owner).await.unwrap();
     let events = append_until_full(&store, 0, size).await;
     assert!(events > 0, "{kilobytes} {size}");
