@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use gitstafette_core::event::{Event, Sequence};
+use gitstafette_core::outcomes::{MAX_TARGETS, Outcomes};
 use gitstafette_core::store::{Acknowledgement, FirstAttempt};
 use gitstafette_core::target::Outcome;
 use gitstafette_proto::convert::{MAX_DEFERRED, Seen};
@@ -329,7 +330,11 @@ impl Deliveries {
         self.lanes.close_if_empty(key);
     }
 
-    fn finished(&mut self, sequence: Sequence, outcomes: Vec<Outcome>) {
+    fn finished(&mut self, sequence: Sequence, mut outcomes: Vec<Outcome>) {
+        if outcomes.len() > MAX_TARGETS {
+            // As many stay as a store keeps: with all of them the message could be larger than a server takes.
+            outcomes = outcomes.into_iter().collect::<Outcomes>().into();
+        }
         let acknowledgement = Acknowledgement { sequence, outcomes };
         self.outbox.acknowledge(acknowledgement.clone());
         self.unconfirmed.insert(sequence, acknowledgement);

@@ -36,4 +36,4 @@ pub const MAX_MESSAGE_BYTES: usize = (MAX_BODY_BYTES + (1 << 20)) as usize;
 
 /// The largest message that a client sends to a server, in bytes: a subscription with all events that it may have deferred, or
 /// acknowledgements. A client sends more acknowledgements in several messages.
-pub const MAX_REQUEST_BYTES: usize = 512 << 10;
+pub const MAX_REQUEST_BYTES: usize = 640 << 10;

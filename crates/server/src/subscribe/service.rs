@@ -23,6 +23,7 @@ use super::outbox::outbox;
 use super::registry::Standing;
 use super::send_progress::SendProgress;
 use super::session::{Session, TAKEN_OVER, farewell, wire};
+use super::taking::refusal;
 use super::traffic::Traffic;
 use super::{Registry, StreamOptions};
 use crate::auth::Peer;
@@ -243,7 +244,8 @@ async fn first_message(requests: &mut BoxStream<SubscribeRequest>) -> Result<Sub
     let expected = "the first message of a stream is a subscription";
     let message = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, requests.try_next())
         .await
-        .map_err(|_| Status::deadline_exceeded(format!("{expected}; none came in time")))??;
+        .map_err(|_| Status::deadline_exceeded(format!("{expected}; none came in time")))?
+        .map_err(|status| refusal(&status).unwrap_or(status))?;
     match message.and_then(|message| message.request) {
         Some(First::Subscription(subscription)) => {
             subscription.try_into().map_err(|error: WireError| malformed(&error))

@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use gitstafette_core::event::Sequence;
 use gitstafette_core::store::{Acknowledgement, Listing, StoreError};
 use gitstafette_core::target::Outcome;
+use gitstafette_proto::MAX_REQUEST_BYTES;
 use gitstafette_proto::convert::{MAX_DEFERRED, WireError, from_first_attempts, sequences};
 use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
@@ -50,8 +51,7 @@ impl Session {
             let request = match requests.next().await {
                 // A client may close its half and go on reading, until its window is full.
                 None => return std::future::pending().await,
-                Some(Err(status)) if status.code() == Code::InvalidArgument => return End::Failed(status),
-                Some(Err(_)) => return End::Client,
+                Some(Err(status)) => return refusal(&status).map_or(End::Client, End::Failed),
                 Some(Ok(SubscribeRequest { request: None })) => continue, // from a newer client: not for us
                 Some(Ok(SubscribeRequest { request: Some(request) })) => request,
             };
@@ -246,6 +246,18 @@ impl Session {
         stored.map_err(|error| status(&error))?;
         self.cursor.store(cursor.get(), Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// What a client is told whose message was not decoded; `None` if it was not the message's fault.
+pub(super) fn refusal(status: &Status) -> Option<Status> {
+    match status.code() {
+        Code::InvalidArgument => Some(status.clone()),
+        // tonic's code for a message that is larger than it may be.
+        Code::OutOfRange => Some(Status::resource_exhausted(format!(
+            "a message of more than {MAX_REQUEST_BYTES} bytes; send its entries in several messages"
+        ))),
+        _ => None,
     }
 }
 

@@ -94,6 +94,25 @@ async fn a_message_has_as_many_entries_as_the_window() {
     }
 }
 
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_with_a_reason() {
+    let server = TestServer::start("").await;
+    let large = || {
+        let Wire::Acknowledgements(mut message) = acknowledgement(1) else { unreachable!() };
+        message.acknowledgements[0].outcomes[0].detail = "x".repeat(1 << 20);
+        Wire::Acknowledgements(message)
+    };
+    let refused = open(&server, Some(TOKEN), Some(large())).await.err().unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let mut raw = subscribe(&server, "a").await;
+    raw.send(large()).await;
+    let started = raw.next().await.unwrap();
+    assert!(matches!(started, Response::Started(_)));
+    let refused = raw.next().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("in several messages"), "{refused}");
+}
+
 /// Waits until the server has taken all that the stream has sent.
 async fn settle(raw: &mut Raw) {
     raw.send(acknowledgement(1 << 40)).await;
@@ -119,7 +138,7 @@ async fn outcomes_of_events_for_others_are_dropped() {
         for number in 1..=2 {
             sender.push(&format!("delivery-{number}")).await;
         }
-        let address = Address { client: Some("other".parse().unwrap()), target: None };
+        let address = Address { client: Some("other".parse().unwrap()), ..Address::default() };
         let copy = server.store.redeliver(Sequence::new(1), address).await.unwrap().unwrap();
         sender.push("delivery-4").await;
         // The window lets the first event through. The others are acknowledged as if an earlier stream had been sent them.
