@@ -13,7 +13,6 @@ use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Acknowledgement;
 use gitstafette_core::target::{Outcome, OutcomeResult};
 use gitstafette_core::text::{is_showable, shorten};
-use tonic::codegen::http::{HeaderName, HeaderValue};
 
 use crate::v1;
 
@@ -22,6 +21,7 @@ mod go;
 mod operator;
 mod relay;
 mod seen;
+mod size;
 mod time;
 
 pub use gitstafette_core::outcomes::MAX_DETAIL_BYTES;
@@ -30,6 +30,7 @@ pub use first_attempts::{first_attempts, from_first_attempts};
 pub use go::{GoEventError, GoHeaderError, MAX_GO_MESSAGE_BYTES, from_go_event, from_go_headers};
 pub use relay::{RelayDirection, RelayState};
 pub use seen::{Seen, history, runs};
+pub use size::{EventSizeError, check_size};
 pub use time::{duration, from_duration, timestamp};
 
 use time::{from_timestamp, readable_time};
@@ -254,21 +255,6 @@ fn headers(wire: Vec<v1::HeaderField>) -> Result<Headers, WireError> {
         return Err(WireError::new("headers", format!("more than {MAX_HEADER_BYTES} bytes")));
     }
     Ok(headers)
-}
-
-/// Whether HTTP could have carried these header fields here, and can carry them on to a target.
-///
-/// # Errors
-/// One it cannot.
-pub fn check_headers(wire: &[v1::HeaderField]) -> Result<(), WireError> {
-    let is_none = |field: &&v1::HeaderField| {
-        HeaderName::from_bytes(field.name.as_bytes()).is_err()
-            || HeaderValue::from_bytes(&field.value).is_err()
-    };
-    wire.iter().find(is_none).map_or(Ok(()), |field| {
-        let name: String = field.name.chars().take(80).collect();
-        Err(WireError::new("headers", format!("{name:?} has a name or a value that HTTP cannot carry")))
-    })
 }
 
 /// The way of an event. One hop too many is carried, so that the event can be refused with a reason.

@@ -23,6 +23,7 @@ use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
+use crate::answers::Answers;
 use crate::auth::{CallLimits, ClientAuth, MethodGuard};
 use crate::compat::{self, Compat};
 use crate::info::InfoService;
@@ -425,6 +426,7 @@ impl Shared {
             draining: ending.stop.clone(),
             heartbeat: options.streams.heartbeat,
             shown: Arc::new(Semaphore::new(admin::SHOWN_BYTES as usize)),
+            answers: Answers::new(admin::ANSWERS_BYTES, admin::RESERVED_BYTES),
         });
         let calls = CallLimits::new(options.streams.max_client_ids);
         Ok(Self {
@@ -493,10 +495,10 @@ impl Shared {
             .add_service(service)
             .add_service(info)
             .add_service(reflection)
-            .into_axum_router()
-            .merge(publish::router(publications))
-            .merge(streams)
-            .merge(compat::push_router(ingest));
+            .into_axum_router();
+        let router = self.admin.answers.clone().hold_methods(&admin::ANSWERED, router);
+        let router =
+            router.merge(publish::router(publications)).merge(streams).merge(compat::push_router(ingest));
         method_guard(options, &self.calls).protect(router)
     }
 

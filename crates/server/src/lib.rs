@@ -27,6 +27,7 @@
 const REFUSALS: &str = "gitstafette_server::refusals";
 
 mod admin;
+mod answers;
 pub mod app;
 mod auth;
 mod caller;

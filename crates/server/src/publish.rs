@@ -13,7 +13,7 @@ use futures_util::{Stream, StreamExt};
 use gitstafette_core::event::{Event, Facts, Webhook};
 use gitstafette_core::store::EventStore;
 use gitstafette_core::verify::Unverified;
-use gitstafette_proto::convert::{check_headers, runs};
+use gitstafette_proto::convert::runs;
 use gitstafette_proto::v1::{PublishRequest, PublishResponse, PublishResult};
 use tonic::codegen::BoxStream;
 use tonic::server::Grpc;
@@ -99,7 +99,6 @@ impl Publications {
         let Some(event) = request.event else {
             return Ok(with_log(store, &known_run_id, PublishResponse::default()));
         };
-        check_headers(&event.headers).map_err(|error| malformed(&error))?;
         let event = Event::try_from(event).map_err(|error| malformed(&error))?;
         if event.webhook.facts.hops.last().is_none() {
             return Err(Status::invalid_argument("hops: the server that publishes is the last"));
@@ -133,6 +132,7 @@ impl Publications {
                 let detail = format!("the body is larger than {limit} bytes, which --body-limit sets there");
                 answer(PublishResult::Refused, 0, detail)
             }
+            Taken::TooLargeToSend(error) => answer(PublishResult::Refused, 0, error.to_string()),
             Taken::Unreadable(error) => answer(PublishResult::Refused, 0, error.to_string()),
         };
         Ok(with_log(store, &known_run_id, answer))

@@ -30,7 +30,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::redeliver::{Progress, RedeliveryError};
-use super::{Admin, Form, RemoveError, Shown, missing};
+use super::{Admin, Form, RemoveError, ShowError, Shown, missing};
+use crate::answers::Answers;
 use crate::auth::{CallLimits, ClientAuth};
 use crate::ingest::Problem;
 use crate::listen::Caller;
@@ -39,6 +40,10 @@ use crate::whole_number;
 
 /// The entries on a page, and the events of one redelivery, unless the caller says otherwise.
 const LISTED: u32 = 100;
+
+/// The bytes of all answers with metrics that are made or on their way, and of one while it is made.
+const METRICS_BYTES: usize = 1 << 20;
+const METRICS_RESERVED_BYTES: u32 = 256 << 10;
 
 /// How long one call delivers events again, and the batch under way. Its answer comes at the end alone, so it must come
 /// before anybody on the way takes the connection for dead.
@@ -56,22 +61,27 @@ struct Operators {
 /// operator's token if the server has tokens.
 pub(crate) fn router(admin: Arc<Admin>, auth: ClientAuth, calls: CallLimits) -> Router {
     let operators = Operators { admin, auth, calls };
-    let guarded = Router::new()
+    let counted = Router::new()
         .route("/v1/events", get(list))
-        .route("/v1/events/follow", get(follow))
-        .route("/v1/events/redeliver", post(redeliver))
         .route("/v1/events/{sequence}", get(show))
-        .route("/v1/events/{sequence}/body", get(show_body))
         .route("/v1/dead-letters", get(dead_letters))
         .route("/v1/subscriptions", get(subscriptions))
         .route("/v1/subscriptions/release", post(release_subscription).delete(remove_client_named_release))
         .route("/v1/subscriptions/{*client}", delete(remove_subscription))
         .route("/v1/relays", get(relays))
         .route("/v1/statistics", get(statistics))
-        .route("/v1/watchlist", get(watchlist).post(add).delete(remove))
+        .route("/v1/watchlist", get(watchlist).post(add).delete(remove));
+    // A redelivery takes long, and its answer is small. The others are streams.
+    let guarded = Router::new()
+        .route("/v1/events/follow", get(follow))
+        .route("/v1/events/redeliver", post(redeliver))
+        .route("/v1/events/{sequence}/body", get(show_body))
+        .merge(operators.admin.answers.clone().hold(counted))
         .layer(axum::middleware::from_fn_with_state(operators.clone(), guard));
+    // Callers without a token have room of their own.
+    let open = Answers::new(METRICS_BYTES, METRICS_RESERVED_BYTES);
     Router::new()
-        .route("/metrics", get(metrics))
+        .merge(open.hold(Router::new().route("/metrics", get(metrics))))
         .merge(guarded)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -140,6 +150,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Checked<Json<T>> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let json = Json::from_request(request, state).await;
         json.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
+    }
+}
+
+impl From<ShowError> for Problem {
+    fn from(error: ShowError) -> Self {
+        match error {
+            ShowError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            ShowError::Store(error) => error.into(),
+        }
     }
 }
 
@@ -256,11 +275,11 @@ async fn show(
 ) -> Result<Response, Problem> {
     let sequence = sequence(&text)?;
     let shown = operators.admin.show(sequence, Form::Embedded).await?;
-    let Shown { event, reports, share } =
+    // The share is held until the answer is made. Then the answer has room of its own.
+    let Shown { event, reports, share: _share } =
         shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
     let body_bytes = event.webhook.body.len() as u64;
-    let response = Json(ShownEvent::new(&event, body_bytes, reports)).into_response();
-    Ok(holding(share, response))
+    Ok(Json(ShownEvent::new(&event, body_bytes, reports)).into_response())
 }
 
 /// The body as it was sent. It is not shown as what it says that it is: a browser must not run it.

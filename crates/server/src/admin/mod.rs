@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::answers::Answers;
 use crate::metrics::{Metrics, Sample, lag};
 use crate::relay::Relays;
 use crate::subscribe::{Registry, Standing};
@@ -30,6 +31,23 @@ pub(crate) use http::router;
 
 /// The bytes of all events that are shown at once; a larger one is shown alone.
 pub(crate) const SHOWN_BYTES: u32 = 8 << 20;
+/// The bytes of all answers that are made or on their way.
+pub(crate) const ANSWERS_BYTES: usize = 16 << 20;
+/// What one of them takes while it is made, about: a page of a listing is there three times.
+pub(crate) const RESERVED_BYTES: u32 = 4 << 20;
+/// The gRPC methods whose answers are counted: all of the operators' that are no streams.
+pub(crate) const ANSWERED: [&str; 8] = [
+    "/gitstafette.v1.Gitstafette/ListEvents",
+    "/gitstafette.v1.Gitstafette/ShowEvent",
+    "/gitstafette.v1.Gitstafette/ListSubscriptions",
+    "/gitstafette.v1.Gitstafette/ShowStatistics",
+    "/gitstafette.v1.Gitstafette/ListWatchlist",
+    "/gitstafette.v1.Gitstafette/ChangeWatchlist",
+    "/gitstafette.v1.Gitstafette/ListRelays",
+    "/gitstafette.v1.Gitstafette/RemoveSubscription",
+];
+/// How long a caller waits for others whose events are shown.
+const SHOWN_WAIT: Duration = Duration::from_secs(10);
 /// How many times the bytes of a body are in memory where it is embedded: as it is, as text, and as JSON, in which a
 /// character may take six bytes.
 const EMBEDDED_COST: u64 = 8;
@@ -51,6 +69,8 @@ pub(crate) struct Admin {
     pub(crate) draining: CancellationToken,
     /// How often a follower is sent a heartbeat over gRPC.
     pub(crate) heartbeat: Duration,
+    /// Room for answers, until they are sent.
+    pub(crate) answers: Answers,
     /// Room for the bytes of events that are shown.
     pub(crate) shown: Arc<Semaphore>,
 }
@@ -94,8 +114,8 @@ impl Admin {
     }
 
     /// One event, and what was reported of it; `None` if it is not stored, an error if it is damaged. It holds its share of
-    /// what all that are shown at once may take: over HTTP for as long as it is on its way, over gRPC until it is handed to the connection.
-    async fn show(&self, sequence: Sequence, form: Form) -> Result<Option<Shown>, StoreError> {
+    /// what all that are shown at once may take. The caller holds the share until the answer is made, or the body is sent.
+    async fn show(&self, sequence: Sequence, form: Form) -> Result<Option<Shown>, ShowError> {
         let listing = Listing { first: sequence, last: sequence, limit: 1, ..Listing::default() };
         let Some(entry) = self.store.list(&listing).await?.entries.pop() else { return Ok(None) };
         let share = match form {
@@ -103,15 +123,16 @@ impl Admin {
             Form::Embedded | Form::Alone => entry.size,
         };
         let share = u32::try_from(share).unwrap_or(u32::MAX).min(SHOWN_BYTES);
-        let share =
-            Arc::clone(&self.shown).acquire_many_owned(share).await.map_err(|_| StoreError::Closed)?;
+        let share = Arc::clone(&self.shown).acquire_many_owned(share);
+        let share = tokio::time::timeout(SHOWN_WAIT, share).await.map_err(|_| ShowError::Busy)?;
+        let share = share.map_err(|_| StoreError::Closed)?;
         let limit = ReadLimit { events: 1, bytes: 0 };
         let page = self.store.read(sequence.previous(), &Filter::default(), limit).await?;
         if let Some(event) = page.events.into_iter().find(|event| event.sequence == sequence) {
             return Ok(Some(Shown { event, reports: entry.reports, share }));
         }
         match page.damaged.into_iter().find(|damage| (damage.first..=damage.last).contains(&sequence)) {
-            Some(damage) => Err(StoreError::DamagedEvent { sequence, reason: damage.reason }),
+            Some(damage) => Err(StoreError::DamagedEvent { sequence, reason: damage.reason }.into()),
             None => Ok(None),
         }
     }
@@ -224,6 +245,15 @@ impl Admin {
         let relays = self.relays.states().await?;
         Ok(self.metrics.render(Sample { statistics, attached: self.registry.len(), lags, relays }))
     }
+}
+
+/// Why an event is not shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShowError {
+    #[error("other events are being shown, and take all the memory for that; try again in a minute")]
+    Busy,
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a subscription was not removed.

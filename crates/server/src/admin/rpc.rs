@@ -18,7 +18,7 @@ use tonic::Status;
 use tonic::codegen::BoxStream;
 
 use super::redeliver::{Progress, RedeliveryError};
-use super::{Admin, Form, RemoveError, Shown, missing};
+use super::{Admin, Form, RemoveError, ShowError, Shown, missing};
 use crate::subscribe::{malformed, status};
 use crate::watchlist::ChangeError;
 
@@ -40,8 +40,8 @@ impl Admin {
         wire: v1::ShowEventRequest,
     ) -> Result<v1::ShowEventResponse, Status> {
         let sequence = Sequence::new(wire.sequence);
-        let shown = self.show(sequence, Form::Embedded).await.map_err(|error| status(&error))?;
-        // The share is held until the answer is made.
+        let shown = self.show(sequence, Form::Embedded).await.map_err(|error| not_shown(&error))?;
+        // The share is held until the answer is made. Then the answer has room of its own.
         let Shown { event, reports, share: _share } =
             shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
         let mut wire = v1::Event::from(&*event);
@@ -60,7 +60,7 @@ impl Admin {
         wire: v1::ShowEventBodyRequest,
     ) -> Result<BoxStream<v1::ShowEventBodyResponse>, Status> {
         let sequence = Sequence::new(wire.sequence);
-        let shown = self.show(sequence, Form::Alone).await.map_err(|error| status(&error))?;
+        let shown = self.show(sequence, Form::Alone).await.map_err(|error| not_shown(&error))?;
         let Shown { event, share, .. } = shown.ok_or_else(|| Status::not_found(missing(sequence)))?;
         let mut rest = event.webhook.body.clone();
         let parts = std::iter::from_fn(move || {
@@ -174,6 +174,13 @@ impl Admin {
             ChangeError::Store(error) => status(&error),
         })?;
         Ok(v1::ChangeWatchlistResponse { entries: on_wire(&entries) })
+    }
+}
+
+fn not_shown(error: &ShowError) -> Status {
+    match error {
+        ShowError::Busy => Status::resource_exhausted(error.to_string()),
+        ShowError::Store(error) => status(error),
     }
 }
 

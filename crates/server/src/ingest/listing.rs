@@ -24,7 +24,11 @@ use crate::listen::Caller;
 use crate::whole_number;
 
 /// What one listing holds at most.
-const LIMIT: ReadLimit = ReadLimit { events: 100, bytes: 4 << 20 };
+const LIMIT: ReadLimit = ReadLimit { events: 100, bytes: 1 << 20 };
+/// The bytes of all listings that are made or on their way.
+pub(super) const LISTINGS_BYTES: usize = 16 << 20;
+/// What one takes while it is made, about: in JSON a character may take six bytes. So one is made at a time.
+pub(super) const RESERVED_BYTES: u32 = 12 << 20;
 /// How often the store is asked for one listing. Each time it looks at some thousand events.
 const LOOKS: usize = 64;
 

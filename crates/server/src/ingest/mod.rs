@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answers::Answers;
 use crate::auth::{ClientAuth, Peer, unknown_method};
 use crate::metrics::Metrics;
 use crate::relay::{Connected, Relays};
@@ -38,7 +39,7 @@ pub(crate) use body::BodyReader;
 pub(crate) use carrier::CarrierCodec;
 pub(crate) use inflight::{MAX_WAITING_PER_CONNECTION, UNREAD_BYTES};
 pub(crate) use problem::{Problem, Refusal};
-pub(crate) use receive::{Accepted, PING_ANSWER, Seen, Trust};
+pub(crate) use receive::{Accepted, PING_ANSWER, Seen, Trust, end_to_end};
 
 /// Bounds of what one request and all together may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +115,9 @@ pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
     let listings = Router::new()
         .route("/v1/watchlist", get(listing::watchlist))
         .route("/v1/events/{repository}", get(listing::events))
-        .route("/v1/events/{owner}/{name}", get(listing::events))
+        .route("/v1/events/{owner}/{name}", get(listing::events));
+    let listings = Answers::new(listing::LISTINGS_BYTES, listing::RESERVED_BYTES)
+        .hold(listings)
         .route_layer(from_fn_with_state(Arc::clone(&ingest), listing::require_token));
     Router::new()
         .route("/v1/github", post(receive::github))

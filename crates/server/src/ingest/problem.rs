@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use gitstafette_core::classify::ClassifyError;
 use gitstafette_core::store::StoreError;
 use gitstafette_core::verify::SignatureError;
-use gitstafette_proto::convert::GoHeaderError;
+use gitstafette_proto::convert::{EventSizeError, GoHeaderError};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     NoHeader(#[from] GoHeaderError),
     #[error("the body is larger than {limit} bytes; the server's limit is set with --body-limit")]
     TooLarge { limit: u64 },
+    #[error(transparent)]
+    TooLargeToSend(#[from] EventSizeError),
     #[error("the body did not arrive within {} s", .0.as_secs())]
     TooSlow(Duration),
     #[error("the body ended before its announced length, or the connection broke")]
@@ -99,7 +101,7 @@ impl From<Refusal> for Problem {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
             }
             Refusal::Classify(_) | Refusal::NoHeader(_) | Refusal::Incomplete => StatusCode::BAD_REQUEST,
-            Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::TooLarge { .. } | Refusal::TooLargeToSend(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::TooSlow(_) | Refusal::Behind => StatusCode::REQUEST_TIMEOUT,
             Refusal::NotWatched(_) | Refusal::OfNobody => StatusCode::NOT_ACCEPTABLE,
             Refusal::Overloaded | Refusal::Uncommitted(_) => {

@@ -15,7 +15,8 @@ use gitstafette_core::event::{Facts, Timestamp, Webhook};
 use gitstafette_core::headers::{Headers, is_hop_by_hop};
 use gitstafette_core::store::Appended;
 use gitstafette_core::verify::{INLINE_BYTES, Unverified, Verified};
-use http::{HeaderMap, StatusCode, header};
+use gitstafette_proto::convert::check_size;
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
@@ -116,7 +117,8 @@ impl Ingest {
     /// Receives one webhook: precheck, body, and what [`judge`](Self::judge) does.
     async fn receive(&self, request: Request<Body>, seen: &mut Seen) -> Result<Accepted, Refusal> {
         let (parts, body) = request.into_parts();
-        let headers = end_to_end(&parts.headers);
+        let fields = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let headers = end_to_end(fields);
         if let Err(refusal) = self.precheck(&headers, seen) {
             self.bodies.refuse(&parts.headers, body);
             return Err(refusal);
@@ -175,6 +177,7 @@ impl Ingest {
                 Refusal::NotWatched(facts.repository_label().into_owned())
             });
         }
+        check_size(&webhook)?;
         self.append(webhook, memory, seen.started).await.map(Accepted::Appended)
     }
 
@@ -278,22 +281,26 @@ fn log_contradictions(claims: &Hearsay, facts: &Facts) {
     }
 }
 
-/// The header fields that are stored: all but those of this connection (RFC 9110 §7.6.1), also the ones that
-/// `Connection` names.
-fn end_to_end(fields: &HeaderMap) -> Headers {
+/// The header fields that are stored, of those with names in lower case: all but those of this connection (RFC 9110 §7.6.1),
+/// also the ones that `Connection` names, and those that HTTP cannot carry on to a target.
+pub(crate) fn end_to_end<'a>(fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> Headers {
+    let fields: Vec<_> = fields.collect();
     let named: Vec<String> = fields
-        .get_all(header::CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
+        .filter(|(name, _)| *name == header::CONNECTION.as_str())
+        .filter_map(|(_, value)| std::str::from_utf8(value).ok())
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
+    let is_valid = |name: &str, value: &[u8]| {
+        HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_bytes(value).is_ok()
+    };
     fields
-        .iter()
-        .filter(|(name, _)| {
-            !is_hop_by_hop(name.as_str()) && !named.iter().any(|other| other == name.as_str())
+        .into_iter()
+        .filter(|(name, value)| {
+            !is_hop_by_hop(name) && !named.iter().any(|other| other == name) && is_valid(name, value)
         })
-        .map(|(name, value)| (name.as_str(), value.as_bytes().to_vec()))
+        .map(|(name, value)| (name, value.to_vec()))
         .collect()
 }
 

@@ -29,6 +29,7 @@ impl Target for StoreTarget {
             Ok(Taken::TooLarge { limit }) => {
                 (Verdict::Final, format!("the body is larger than {limit} bytes, which --body-limit sets"))
             }
+            Ok(Taken::TooLargeToSend(error)) => (Verdict::Final, error.to_string()),
             Ok(Taken::Unreadable(error)) => (Verdict::Final, error.to_string()),
             // A disk that is full or slow takes it later.
             Err(error) => (Verdict::Retry(None), error.to_string()),

@@ -8,10 +8,12 @@ use gitstafette_core::event::{Event, Facts, Sequence, Timestamp, Webhook};
 use gitstafette_core::hop::HopsError;
 use gitstafette_core::store::{Appended, EventStore, StoreError};
 use gitstafette_core::verify::{INLINE_BYTES, Unverified};
+use gitstafette_proto::convert::{EventSizeError, check_size};
 use tracing::{info, warn};
 
 use crate::REFUSALS;
 use crate::auth::Publisher;
+use crate::ingest::end_to_end;
 use crate::metrics::Metrics;
 use crate::watchlist::LiveWatchlist;
 
@@ -39,6 +41,8 @@ pub(crate) enum Taken {
         /// The largest body, in bytes.
         limit: u64,
     },
+    /// It cannot be sent on.
+    TooLargeToSend(EventSizeError),
     /// It is no webhook.
     Unreadable(ClassifyError),
 }
@@ -60,7 +64,7 @@ impl Taken {
             Self::Repeat(_) => "repeat",
             Self::Unwanted(Unwanted::Hops(error)) => error.as_str(),
             Self::Unwanted(Unwanted::NotWatched(_)) => "not_watched",
-            Self::TooLarge { .. } => "too_large",
+            Self::TooLarge { .. } | Self::TooLargeToSend(_) => "too_large",
             Self::Unreadable(_) => "refused",
         }
     }
@@ -86,10 +90,11 @@ impl Intake {
 
     async fn read_and_store(
         &self,
-        webhook: Webhook,
+        mut webhook: Webhook,
         publisher: Publisher,
     ) -> Result<(Facts, Taken), StoreError> {
         let claimed = webhook.facts.clone();
+        webhook.headers = end_to_end(webhook.headers.iter());
         if let Err(error) = claimed.hops.check(self.store.id()) {
             return Ok((claimed, Taken::Unwanted(error.into())));
         }
@@ -106,6 +111,9 @@ impl Intake {
         if !watchlist.admits(facts.repository_id, facts.repository_name.as_ref(), facts.owner.as_deref()) {
             let repository = facts.repository_label().into_owned();
             return Ok((facts, Taken::Unwanted(Unwanted::NotWatched(repository))));
+        }
+        if let Err(error) = check_size(&webhook) {
+            return Ok((facts, Taken::TooLargeToSend(error)));
         }
         let taken = match self.store.append(webhook).await? {
             Appended::Stored { sequence, .. } => Taken::Stored(sequence),
@@ -196,13 +204,16 @@ fn log(facts: &Facts, bytes: usize, taken: &Taken, started: Instant) {
         Taken::Stored(sequence) | Taken::Repeat(sequence) => (Some(sequence.get()), None),
         Taken::Unwanted(unwanted) => (None, Some(unwanted.to_string())),
         Taken::TooLarge { limit } => (None, Some(format!("its body is larger than {limit} bytes"))),
+        Taken::TooLargeToSend(error) => (None, Some(error.to_string())),
         Taken::Unreadable(error) => (None, Some(error.to_string())),
     };
     let what = match taken {
         Taken::Stored(_) => "event of another server stored",
         Taken::Repeat(_) => "event of another server is a repeat",
         Taken::Unwanted(_) => "event of another server dropped",
-        Taken::TooLarge { .. } | Taken::Unreadable(_) => "event of another server refused",
+        Taken::TooLarge { .. } | Taken::TooLargeToSend(_) | Taken::Unreadable(_) => {
+            "event of another server refused"
+        }
     };
     info!(
         event.sequence = sequence,

@@ -14,14 +14,19 @@ use gitstafette_proto::v1::{
 };
 use gitstafette_server::config::Config;
 use http::{Method, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
 use serde_json::json;
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::admin::{ADMIN, Operator};
 use crate::listening::Gated;
 use crate::streams::{channel, subscribe, with_token};
-use crate::support::{Sender, TOKEN, TestServer, http_client, settings, soon};
+use crate::support::{Sender, TOKEN, TestServer, http_client, payload, settings, soon};
 
 async fn calls(server: &TestServer) -> GitstafetteClient<Channel> {
     GitstafetteClient::new(channel(server).await)
@@ -230,4 +235,45 @@ async fn a_redelivery_that_takes_long_tells_its_progress() {
     }
     assert_eq!((done.redelivered.len(), done.next), (3, 0));
     assert_eq!(soon(messages.message()).await.unwrap(), None);
+}
+
+/// Answers that nobody reads take no more than their room, and what comes on top is refused.
+#[tokio::test]
+async fn unread_answers_have_a_bound() {
+    let server = TestServer::start("").await;
+    let sender = Sender::new(&server);
+    let large = payload(&"x".repeat(1_000_000));
+    assert_eq!(sender.send("push", "delivery-1", &large).await.status(), StatusCode::CREATED);
+
+    let stream = TcpStream::connect(server.addresses.grpc).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(1024);
+    let (calls, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let message = v1::ShowEventRequest { sequence: 1 }.encode_to_vec();
+    let framed = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()][..], &message].concat();
+    let show = || {
+        let request = http::Request::post("http://x/gitstafette.v1.Gitstafette/ShowEvent")
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::new(Bytes::from(framed.clone())))
+            .unwrap();
+        calls.clone().send_request(request)
+    };
+    // As many as one connection may have open.
+    let answers = soon(futures_util::future::join_all((0..24).map(|_| show()))).await;
+    let answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap()).collect();
+    let (unread, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| !answer.headers().contains_key("grpc-status"));
+    assert!((10..=16).contains(&unread.len()), "{} answers, {} refused", unread.len(), refused.len());
+    assert!(refused.iter().all(|answer| answer.headers()["grpc-status"] == "8"));
+
+    // Webhooks have memory of their own, and what is not wanted any more gives its room back.
+    sender.push("delivery-2").await;
+    drop(unread);
+    let answer = soon(show()).await.unwrap();
+    let collected = soon(answer.into_body().collect()).await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+    assert!(collected.to_bytes().len() > 1_000_000);
 }

@@ -5,13 +5,16 @@ use std::net::SocketAddr;
 
 use gitstafette_core::event::Sequence;
 use gitstafette_core::filter::Filter;
+use gitstafette_core::headers::is_hop_by_hop;
 use gitstafette_core::hop::MAX_HOPS;
 use gitstafette_core::store::{EventStore, ReadLimit};
 use gitstafette_core::target::OutcomeResult;
 use gitstafette_core::testing::Format;
 use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
 use gitstafette_proto::v1::{self, PublishRequest, PublishResponse, PublishResult};
+use gitstafette_proto::{MAX_BODY_BYTES, MAX_MESSAGE_BYTES};
 use http::StatusCode;
+use prost::Message;
 use tonic::{Code, Request, Status};
 
 use crate::support::{
@@ -324,8 +327,6 @@ async fn what_is_published_is_judged() {
         // A hop that cannot be read does not count.
         (v1::Event { hops: vec![v1::Hop { store_id: "x".into(), ..hop(1, 1) }], ..published(6) }, "hops"),
         (v1::Event { delivery_id: String::new(), ..published(6) }, "delivery_id"),
-        (v1::Event { headers: vec![field("x a", "v")], ..published(6) }, "headers: \"x a\""),
-        (v1::Event { headers: vec![field("x-a", "v\r\nx: y")], ..published(6) }, "headers: \"x-a\""),
         (
             v1::Event { hops: (0..40).map(|store| hop(store, 3)).collect(), ..published(6) },
             "more than 33 hops",
@@ -340,6 +341,68 @@ async fn what_is_published_is_judged() {
         assert!(status.message().starts_with(field), "{status}");
     }
     assert_eq!(server.events().await, 1);
+}
+
+/// As at ingest: what cannot be carried on to a target is not stored.
+#[tokio::test]
+async fn only_end_to_end_headers_of_published_events_are_stored() {
+    let server = server("here", "publisher-token = \"a publisher's\"\n").await;
+    let mut event = published(1);
+    let expected =
+        event.headers.iter().filter(|field| !is_hop_by_hop(&field.name)).map(|field| field.name.clone());
+    let expected: Vec<_> = expected.chain(["x-kept".to_owned()]).collect();
+    for (name, value) in [
+        ("x a", "v"),
+        ("", "v"),
+        (":path", "/"),
+        ("x-line", "v\r\nx: y"),
+        ("Connection", "close, X-Named"),
+        ("x-named", "v"),
+        ("te", "trailers"),
+        ("Transfer-Encoding", "chunked"),
+        ("content-length", "5"),
+        ("host", "other.example"),
+        ("x-kept", "v"),
+    ] {
+        event.headers.push(field(name, value));
+    }
+    let answer = publish(&server, Some("a publisher's"), event).await.unwrap();
+    assert_eq!(answer.result(), PublishResult::Stored, "{}", answer.detail);
+    let stored = events(&*server.store).await;
+    let names: Vec<_> = stored[0].webhook.headers.iter().map(|(name, _)| name.to_owned()).collect();
+    assert_eq!(names, expected);
+}
+
+/// Two bytes below the limit of one message, there is no room for what this server adds.
+#[tokio::test]
+async fn an_event_that_cannot_be_sent_on_is_not_accepted() {
+    let limits = "body-limit = \"64MiB\"\ninflight-limit = \"192MiB\"\npublisher-token = \"a publisher's\"\n";
+    let server = server("here", limits).await;
+    let mut event = published(1);
+    let rest = payload("").len();
+    event.body = payload(&"x".repeat(MAX_BODY_BYTES as usize - rest)).into_bytes().into();
+    let request = |event: &v1::Event| PublishRequest { event: Some(event.clone()), ..Default::default() };
+    event.headers.push(field("x-large", ""));
+    let room = MAX_MESSAGE_BYTES - 2 - request(&event).encoded_len() - 6;
+    event.headers.last_mut().unwrap().value = vec![b'x'; room].into();
+    assert!(request(&event).encoded_len() <= MAX_MESSAGE_BYTES - 2);
+    let refused = publish(&server, Some("a publisher's"), event.clone()).await.unwrap();
+    assert_eq!(refused.result(), PublishResult::Refused);
+    assert!(
+        refused.detail.contains("a message to clients and other servers has room for"),
+        "{}",
+        refused.detail
+    );
+    assert_eq!(server.events().await, 0);
+
+    // With the usual headers it is stored, and arrives.
+    event.headers.pop();
+    let stored = publish(&server, Some("a publisher's"), event).await.unwrap();
+    assert_eq!(stored.result(), PublishResult::Stored, "{}", stored.detail);
+    let mut target = TestTarget::start().await;
+    let client = TestClient::start(options(server.addresses.grpc, target.target()));
+    assert_eq!(target.next().await.body.len() as u64, MAX_BODY_BYTES);
+    client.stop().await;
 }
 
 #[tokio::test]
