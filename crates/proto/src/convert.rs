@@ -42,6 +42,8 @@ pub use operator::{
 
 /// The most patterns that one subscription may name.
 pub const MAX_PATTERNS: usize = 1000;
+/// The most bytes that all of them may have: the server keeps them as long as the stream lives.
+pub const MAX_PATTERN_BYTES: usize = 64 << 10;
 /// The most header fields that an event may have. hyper takes 100 with a request; what the Go implementation sends is three
 /// empty ones with each.
 pub const MAX_HEADERS: usize = 1000;
@@ -439,6 +441,13 @@ fn parse_all<T: std::str::FromStr<Err: ToString>>(
 fn filter(repositories: &[String], events: &[String]) -> Result<Filter, WireError> {
     if repositories.len() + events.len() > MAX_PATTERNS {
         return Err(WireError::new("repositories", format!("more than {MAX_PATTERNS} patterns")));
+    }
+    let bytes: usize = repositories.iter().chain(events).map(String::len).sum();
+    if bytes > MAX_PATTERN_BYTES {
+        return Err(WireError::new(
+            "repositories",
+            format!("patterns of more than {MAX_PATTERN_BYTES} bytes"),
+        ));
     }
     Ok(Filter {
         repositories: parse_all("repositories", repositories)?,

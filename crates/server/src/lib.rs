@@ -37,6 +37,7 @@ pub mod config;
 mod info;
 mod ingest;
 mod listen;
+mod message_memory;
 mod metrics;
 mod open_files;
 mod publish;

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::auth::{FETCH, SUBSCRIBE};
+use crate::message_memory::MessageMemory;
 use crate::service::Service;
 use crate::subscribe::{RequestDecoder, SendProgress};
 
@@ -33,25 +34,33 @@ const PREFIX_BYTES: usize = 5;
 
 /// The two methods, at their paths.
 pub(crate) fn router(service: Arc<Service>) -> Router {
-    Router::new().route(SUBSCRIBE, post(subscribe)).route(FETCH, post(fetch)).with_state(service)
+    let streams = Streams { service, memory: MessageMemory::new() };
+    Router::new().route(SUBSCRIBE, post(subscribe)).route(FETCH, post(fetch)).with_state(streams)
+}
+
+/// What the two methods need.
+#[derive(Clone, Debug)]
+struct Streams {
+    service: Arc<Service>,
+    memory: MessageMemory,
 }
 
 async fn subscribe(
-    State(service): State<Arc<Service>>,
+    State(Streams { service, memory }): State<Streams>,
     mut request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
     let progress = progress(&mut request);
-    let request = requests(request, RequestDecoder);
+    let request = requests(request, &memory, RequestDecoder);
     respond(service.subscribe(request).await, progress)
 }
 
 async fn fetch(
-    State(service): State<Arc<Service>>,
+    State(Streams { service, memory }): State<Streams>,
     mut request: http::Request<Body>,
 ) -> http::Response<tonic::body::Body> {
     let progress = progress(&mut request);
     let decoder = ProstCodec::<WebhookEventsResponse, WebhookEventsRequest>::default().decoder();
-    let request = requests(request, decoder);
+    let request = requests(request, &memory, decoder);
     let (metadata, extensions, mut messages) = request.into_parts();
     match messages.message().await {
         Ok(Some(message)) => {
@@ -71,11 +80,15 @@ fn progress(request: &mut http::Request<Body>) -> Arc<SendProgress> {
 }
 
 /// The messages of a request.
-fn requests<D>(request: http::Request<Body>, decoder: D) -> Request<Streaming<D::Item>>
+fn requests<D>(
+    request: http::Request<Body>,
+    memory: &MessageMemory,
+    decoder: D,
+) -> Request<Streaming<D::Item>>
 where
     D: Decoder<Error = Status> + Send + 'static,
 {
-    let decode = |body| Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
+    let decode = |body| Streaming::new_request(decoder, memory.bound(body), None, Some(MAX_REQUEST_BYTES));
     Request::from_http(request.map(decode))
 }
 

@@ -203,7 +203,7 @@ impl Admin {
 
     /// Removes a client id that is not connected.
     async fn remove_subscription(&self, client: &ClientId) -> Result<(), RemoveError> {
-        let standing = Standing::new(SystemTime::now().into(), String::new(), Filter::default());
+        let standing = Standing::new(SystemTime::now().into(), String::new(), Arc::default());
         let connected = || RemoveError::Connected(client.clone());
         // While it is occupied, the client cannot begin a stream with the cursor that is about to go.
         let _occupied = self.registry.occupy(client, Arc::new(standing)).ok_or_else(connected)?;

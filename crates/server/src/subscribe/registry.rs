@@ -41,7 +41,7 @@ struct Entrant {
 pub(crate) struct Standing {
     since: Timestamp,
     peer: String,
-    filter: Filter,
+    filter: Arc<Filter>,
     unacknowledged: AtomicU64,
     deferred: AtomicU64,
     sent: AtomicU64,
@@ -50,7 +50,7 @@ pub(crate) struct Standing {
 
 impl Standing {
     /// Of a stream that begins at `since`, of a client at `peer`, for what `filter` selects.
-    pub(crate) fn new(since: Timestamp, peer: String, filter: Filter) -> Self {
+    pub(crate) fn new(since: Timestamp, peer: String, filter: Arc<Filter>) -> Self {
         let zero = AtomicU64::default;
         Self { since, peer, filter, unacknowledged: zero(), deferred: zero(), sent: zero(), missed: zero() }
     }
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     fn standing() -> Arc<Standing> {
-        Arc::new(Standing::new(Timestamp::default(), "somewhere".to_owned(), Filter::default()))
+        Arc::new(Standing::new(Timestamp::default(), "somewhere".to_owned(), Arc::default()))
     }
 
     async fn settle() {

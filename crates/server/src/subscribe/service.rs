@@ -104,7 +104,8 @@ impl Subscriptions {
         let span = tracing::info_span!("session", client.id = %client, client.address = from);
         // First: a caller that may not use the id must not end the stream of the client that may.
         self.register(&client, &owner).await?;
-        let standing = Standing::new(SystemTime::now().into(), from, subscription.filter.clone());
+        let filter = Arc::new(subscription.filter.clone());
+        let standing = Standing::new(SystemTime::now().into(), from, Arc::clone(&filter));
         let standing = Arc::new(standing);
         let Ok(attachment) = self.registry.attach(client.clone(), Arc::clone(&standing)).await else {
             return Ok(taken_over());
@@ -127,7 +128,7 @@ impl Subscriptions {
         let session = Session {
             server_name: self.server_name.clone(),
             client,
-            filter: subscription.filter,
+            filter,
             store: Arc::clone(&self.store),
             cursor: progress_of_client.cursor.get().into(),
             last_tried,

@@ -38,7 +38,7 @@ pub(super) const TAKEN_OVER: &str =
 pub(super) struct Session {
     pub(super) server_name: String,
     pub(super) client: ClientId,
-    pub(super) filter: Filter,
+    pub(super) filter: Arc<Filter>,
     pub(super) store: Arc<dyn EventStore>,
     /// What the client was granted.
     pub(super) window: Window,

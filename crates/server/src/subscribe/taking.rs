@@ -140,7 +140,7 @@ impl Session {
         mut sequences: BTreeSet<Sequence>,
     ) -> Result<BTreeSet<Sequence>, StoreError> {
         for sequence in sequences.clone() {
-            let filter = self.filter.clone();
+            let filter = (*self.filter).clone();
             let listing = Listing { filter, first: sequence, last: sequence, limit: 1, ..Listing::default() };
             let entries = self.store.list(&listing).await?.entries;
             if entries.iter().any(|entry| entry.address.includes_client(&self.client)) {
@@ -252,7 +252,7 @@ impl Session {
 /// What a client is told whose message was not decoded; `None` if it was not the message's fault.
 pub(super) fn refusal(status: &Status) -> Option<Status> {
     match status.code() {
-        Code::InvalidArgument => Some(status.clone()),
+        Code::InvalidArgument | Code::DeadlineExceeded => Some(status.clone()),
         // tonic's code for a message that is larger than it may be.
         Code::OutOfRange => Some(Status::resource_exhausted(format!(
             "a message of more than {MAX_REQUEST_BYTES} bytes; send its entries in several messages"

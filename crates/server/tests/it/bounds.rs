@@ -1,6 +1,7 @@
 //! What one client token can make the server do: streams of one id, messages, acknowledgements, ids of others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gitstafette_core::event::{Address, ClientId, Sequence};
 use gitstafette_core::secret::Secret;
@@ -8,15 +9,19 @@ use gitstafette_core::store::{EventStore, MemoryStore};
 use gitstafette_proto::v1::gitstafette_client::GitstafetteClient;
 use gitstafette_proto::v1::subscribe_request::Request as Wire;
 use gitstafette_proto::v1::subscribe_response::Response;
+use gitstafette_proto::v1::subscription::Start;
 use gitstafette_proto::v1::{
     Acknowledgements, Deferral, FirstAttempts, GoAwayReason, Recall, ReleaseSubscriptionRequest,
     Subscription, WebhookEventsRequest,
 };
 use gitstafette_server::config::Config;
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::memory::resident;
+use crate::programs::Program;
 use crate::streams::{Raw, acknowledgement, channel, open, open_on, subscribe, subscription, with_token};
-use crate::support::{Sender, TOKEN, TestServer, http_client, settings, soon};
+use crate::support::{Sender, TOKEN, TestServer, http_client, payload, settings, soon};
 
 const OTHER_TOKEN: &str = "another token";
 
@@ -284,4 +289,83 @@ async fn client_ids_pass_when_their_token_is_replaced_or_they_are_released() {
     assert_eq!(raw.event().await, 2);
     assert_eq!(connect(&with_new, "other", "a").await.err().unwrap().code(), Code::PermissionDenied);
     drop(connect(&with_new, "other", "b").await.unwrap());
+}
+
+/// A connection whose peer takes so many bytes and no more until it reads.
+async fn narrow(program: &Program) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{}", program.grpc)).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(64 << 10).initial_connection_window_size(64 << 10);
+    endpoint.connect().await.unwrap()
+}
+
+async fn open_with(channel: Channel, subscription: Subscription) -> Raw {
+    open_on(channel, Some(TOKEN), Some(Wire::Subscription(subscription))).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_idle_stream_takes_little_memory() {
+    const STREAMS: usize = 600;
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &["--max-client-ids", "1000"]).await;
+    program.ignore_log();
+    // The first streams start threads and fill caches.
+    let channel = narrow(&program).await;
+    let mut streams = Vec::new();
+    for number in 0..50 {
+        streams.push(open_with(channel.clone(), subscription(&format!("first-{number}"))).await);
+    }
+    let Some(before) = resident(&program, "VmRSS") else {
+        println!("SKIPPED: this system does not tell the memory of a process");
+        return;
+    };
+    for connection in 0..STREAMS / 100 {
+        let channel = narrow(&program).await;
+        for number in 0..100 {
+            let client_id = format!("client-{connection}-{number}");
+            streams.push(open_with(channel.clone(), subscription(&client_id)).await);
+        }
+    }
+    let each = resident(&program, "VmRSS").unwrap().saturating_sub(before) / STREAMS as u64;
+    println!("{each} bytes for each stream");
+    assert!(each < 40 << 10, "{each}");
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_do_not_hold_up_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Program::start(folder.path(), &[]).await;
+    program.ignore_log();
+    let sender = Sender::to(program.http.clone());
+    let send = async |number: u32, bytes: usize| {
+        let text = format!("{}{}", payload("hello"), " ".repeat(bytes));
+        let answer = sender.send("push", &format!("delivery-{number}"), &text).await;
+        assert_eq!(answer.status(), 201);
+    };
+    let mut asleep = Vec::new();
+    for number in 0..17 {
+        asleep.push(open_with(narrow(&program).await, subscription(&format!("asleep-{number}"))).await);
+    }
+    send(1, 4_180_000).await;
+    let latest = Subscription {
+        start: Some(Start::Latest(gitstafette_proto::v1::Latest {})),
+        ..subscription("awake")
+    };
+    let mut awake = open_with(narrow(&program).await, latest).await;
+    assert!(matches!(awake.next().await.unwrap(), Response::Started(_)));
+    let received = async {
+        send(2, 100_000).await;
+        assert_eq!(awake.event().await, 2);
+        send(3, 10).await;
+        assert_eq!(awake.event().await, 3);
+    };
+    tokio::time::timeout(Duration::from_secs(5), received).await.expect("they pass those that do not read");
+
+    // A client that reads gets the large one when those that hold its place are cut.
+    let mut reading = open_with(narrow(&program).await, subscription("reading")).await;
+    let received = async {
+        for sequence in 1..=3 {
+            assert_eq!(reading.event().await, sequence);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), received).await.expect("those that do not read are cut");
 }

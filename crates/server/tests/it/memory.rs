@@ -26,7 +26,7 @@ pub const MOST: u64 = 100 << 20;
 
 /// What a process has resident (`VmRSS`), or had at most (`VmHWM`), in bytes (proc_pid_status(5)); `None` where the
 /// system does not tell.
-fn resident(program: &Program, field: &str) -> Option<u64> {
+pub fn resident(program: &Program, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10)
