@@ -20,7 +20,7 @@ use gitstafette_client::explain::listen_error;
 use gitstafette_client::tls::TlsError;
 use gitstafette_core::store::StoreError;
 use http::{HeaderValue, Request, Response, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -313,7 +313,15 @@ impl Connection {
                 // To end after an answer is safe: a request may be on its way into a connection that ends while idle.
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(response.map(|body| Watched::response(body, handler)))
+            if response.body().is_end_stream() {
+                return Ok(response.map(|body| Watched::response(body, handler, None)));
+            }
+            let Some(place) = handler.answer() else {
+                // The status alone needs nothing of the peer.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                return Ok(response.map(|_| Watched::response(Body::empty(), handler, None)));
+            };
+            Ok(response.map(|body| Watched::response(body, handler, place)))
         }
     }
 

@@ -88,6 +88,8 @@ pub(crate) struct Counted<B> {
     body: B,
     account: Account,
     sender: Sender,
+    /// When the first message of an unknown sender must have begun.
+    first: Option<Pin<Box<Sleep>>>,
     /// Received, and not yet passed on.
     rest: Bytes,
     step: Step,
@@ -130,7 +132,8 @@ impl<B> Counted<B> {
     /// the body may rest.
     pub(crate) fn new(body: B, account: Account, sender: Sender) -> Self {
         let step = Step::Prefix([0; PREFIX_BYTES], 0);
-        Self { body, account, sender, rest: Bytes::new(), step }
+        let first = (sender == Sender::Unknown).then(|| Box::pin(tokio::time::sleep(MESSAGE_TIMEOUT)));
+        Self { body, account, sender, first, rest: Bytes::new(), step }
     }
 
     /// Adds received bytes to the prefix of the next message, and begins the message once the prefix is complete.
@@ -203,12 +206,12 @@ impl<B> Counted<B> {
 
     /// Whether the message that is arriving is too slow.
     fn poll_slow(&mut self, context: &mut Context<'_>) -> Poll<Status> {
-        let Step::Message(message) = &mut self.step else { return Poll::Pending };
+        let Step::Message(message) = &mut self.step else {
+            let Some(first) = &mut self.first else { return Poll::Pending };
+            return first.as_mut().poll(context).map(|()| late());
+        };
         if message.deadline.as_mut().poll(context).is_ready() {
-            let seconds = MESSAGE_TIMEOUT.as_secs();
-            return Poll::Ready(Status::deadline_exceeded(format!(
-                "the message did not arrive within {seconds} s"
-            )));
+            return Poll::Ready(late());
         }
         ready!(message.needed_by_others.as_mut().poll(context));
         Poll::Ready(Status::deadline_exceeded(
@@ -221,6 +224,10 @@ impl<B> Counted<B> {
         let has_prefix = matches!(&self.step, Step::Message(message) if message.prefix.is_some());
         self.rest.is_empty() && !has_prefix
     }
+}
+
+fn late() -> Status {
+    Status::deadline_exceeded(format!("the message did not arrive within {} s", MESSAGE_TIMEOUT.as_secs()))
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Counted<B> {
@@ -400,7 +407,11 @@ mod tests {
         assert_eq!(code(body.frame().await), Code::DeadlineExceeded);
         account.settle();
 
+        let mut silent = counted(&[], 4096, &account);
+        assert_eq!(code(silent.frame().await), Code::DeadlineExceeded, "nobody knows its sender");
+
         let mut resting = counted(&whole, 4096, &account);
+        (resting.sender, resting.first) = (Sender::Known, None);
         assert_eq!(read(&mut resting).len(), whole.len());
         account.settle();
         let rest = tokio::time::timeout(10 * MESSAGE_TIMEOUT, resting.frame()).await;

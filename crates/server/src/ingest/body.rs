@@ -22,6 +22,9 @@ use super::problem::Refusal;
 /// everything: closing at once would reset the connection, and they would never learn why.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How many refused bodies are read to their end at once. The connections of the others are closed.
+const MAX_DISCARDED: usize = 256;
+
 /// Reads bodies.
 #[derive(Debug)]
 pub(crate) struct BodyReader {
@@ -29,6 +32,7 @@ pub(crate) struct BodyReader {
     budget: InflightBudget,
     /// The turn of one large body to be verified and classified: a form is decoded into a second buffer meanwhile.
     check: Arc<Semaphore>,
+    discarding: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
@@ -42,7 +46,8 @@ pub(super) struct ReadBody {
 impl BodyReader {
     pub(crate) fn new(limits: IngestLimits, tasks: TaskTracker) -> Self {
         let budget = InflightBudget::new(limits.inflight_bytes, limits.body_bytes);
-        Self { limits, budget, check: Arc::new(Semaphore::new(1)), tasks }
+        let (check, discarding) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(MAX_DISCARDED)));
+        Self { limits, budget, check, discarding, tasks }
     }
 
     pub(super) fn limits(&self) -> IngestLimits {
@@ -153,8 +158,10 @@ impl BodyReader {
 
     /// Reads what is left of a refused body and throws it away, for a while and not for ever.
     fn discard(&self, mut body: Body) {
+        let Ok(place) = Arc::clone(&self.discarding).try_acquire_owned() else { return };
         let most = self.limits.body_bytes.saturating_mul(2);
         self.tasks.spawn(async move {
+            let _place = place;
             let mut left = most;
             let reading = async {
                 while let Some(Ok(frame)) = body.frame().await {

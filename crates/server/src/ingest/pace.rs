@@ -45,6 +45,11 @@ impl Pace {
         self.progress.0 = Instant::now();
     }
 
+    /// When the body made progress last.
+    pub(super) fn last_progress(&self) -> Instant {
+        self.progress.0
+    }
+
     /// Whether the body is too slow.
     pub(super) fn is_late(&self) -> bool {
         let grace = (self.timeout / 8).max(self.stall());

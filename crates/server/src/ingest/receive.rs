@@ -129,7 +129,11 @@ impl Ingest {
         let body = self.bodies.read(&parts.headers, body, connection, seen.started).await?;
         caller.inspect(|caller| caller.keeps_connection());
         let request = Unverified { headers, body: body.bytes };
-        self.judge(request, Trust::Sender, body.reservation, seen).await
+        let judged = self.judge(request, Trust::Sender, body.reservation, seen).await;
+        if judged.is_err() {
+            caller.inspect(|caller| caller.sends_webhook());
+        }
+        judged
     }
 
     /// What can be said before the body has come.

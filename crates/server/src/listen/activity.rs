@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use http::Version;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -352,6 +352,17 @@ impl Part {
         Caller(Arc::downgrade(&self.0))
     }
 
+    /// Whether the request keeps its connection.
+    fn is_authenticated(&self) -> bool {
+        let standing = self.0.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        *standing == Standing::Authenticated
+    }
+
+    /// A place for the body of the answer, if its request is not authenticated. `None`: too many such answers wait for their peers.
+    pub(super) fn answer(&self) -> Option<Option<OwnedSemaphorePermit>> {
+        if self.is_authenticated() { Some(None) } else { self.activity().limit.answer().map(Some) }
+    }
+
     pub(super) fn activity(&self) -> &Activity {
         &self.0.activity
     }
@@ -399,7 +410,8 @@ mod tests {
     async fn a_large_frame_passes_in_parts() {
         let activity = activity();
         let whole = Bytes::from(vec![7; 3 * PART_BYTES + 1]);
-        let mut body = Watched::response(Full::new(whole.clone()), activity.begin_request(Version::HTTP_11));
+        let mut body =
+            Watched::response(Full::new(whole.clone()), activity.begin_request(Version::HTTP_11), None);
         let mut left = whole.len() as u64;
         let mut sizes = Vec::new();
         while !body.is_end_stream() {
@@ -419,7 +431,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_response_that_waits_for_this_server_may_be_silent() {
         let activity = activity();
-        let mut body = Watched::response(pending(), activity.begin_request(Version::HTTP_11));
+        let mut body = Watched::response(pending(), activity.begin_request(Version::HTTP_11), None);
         assert!(body.frame().now_or_never().is_none());
         let long = tokio::time::timeout(Duration::from_secs(86_400), activity.silence(TIMEOUTS));
         assert!(long.await.is_err(), "the response was not reckoned with");
@@ -432,7 +444,7 @@ mod tests {
         let activity = activity();
         let handler = activity.begin_request(Version::HTTP_11);
         let mut request = Watched::request(pending(), handler.another());
-        let _unread = Watched::response(pending(), handler);
+        let _unread = Watched::response(pending(), handler, None);
         assert!(request.frame().now_or_never().is_none());
         assert_eq!(seconds(&activity).await, 60);
     }

@@ -20,6 +20,12 @@ const SPARED_DIVISOR: usize = 20;
 /// The places that one caller may have at least, so that a small listener serves one proxy.
 const LEAST_SHARE: usize = 32;
 
+/// The answers to requests that are not authenticated that may wait for their peers at once: a peer that reads nothing holds each
+/// in memory.
+const MAX_ANSWERS: usize = 1024;
+/// The same for each connection of a small listener.
+const ANSWERS_PER_CONNECTION: usize = 4;
+
 /// The connections of one listener. One more waits accepted, the others wait in the system's queue.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimit {
@@ -27,6 +33,7 @@ pub(crate) struct ConnectionLimit {
     /// Of one caller.
     most_of_caller: usize,
     places: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -80,7 +87,14 @@ impl ConnectionLimit {
     pub(crate) fn new(most: usize) -> Self {
         let most = most.min(Semaphore::MAX_PERMITS);
         let most_of_caller = (most / 2).max(LEAST_SHARE);
-        Self { most, most_of_caller, places: Arc::new(Semaphore::new(most)), state: Mutex::default() }
+        let answers = most.saturating_mul(ANSWERS_PER_CONNECTION).min(MAX_ANSWERS);
+        Self {
+            most,
+            most_of_caller,
+            places: Arc::new(Semaphore::new(most)),
+            answers: Arc::new(Semaphore::new(answers)),
+            state: Mutex::default(),
+        }
     }
 
     /// Waits for a place. A connection that may end does so if places are scarce then, or if there is none.
@@ -113,6 +127,11 @@ impl ConnectionLimit {
         drop(state);
         let place = Place { limit: Arc::clone(self), caller, _place: place };
         has_room.then_some(place)
+    }
+
+    /// A place for the body of an answer to a request that is not authenticated.
+    pub(super) fn answer(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.answers).try_acquire_owned().ok()
     }
 
     /// Whether more than 80 % of the places are taken.

@@ -30,6 +30,7 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GO_AWAY: u8 = 7;
 const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it did not come")
@@ -245,6 +246,27 @@ async fn streams_that_are_not_authenticated_do_not_keep_their_connections() {
     for stream in [&mut kept].into_iter().chain(&mut all_kept) {
         assert!(stream.read_u8().now_or_never().is_none_or(|read| read.is_ok()), "it is kept");
     }
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_are_few_and_the_others_have_no_body() {
+    let served = Served::limited(2, Router::new().fallback(async || "answer"), NEVER).await;
+    let mut requests = HELLO_WITHOUT_WINDOW.to_vec();
+    for number in 0..10 {
+        let mut request = GET_2.to_vec();
+        request[8] = 2 * number + 1;
+        requests.extend(request);
+    }
+    let mut stream = served.send(&requests).await;
+    let (mut heads, mut without_body) = (0, 0);
+    while heads < 10 {
+        let (kind, flags, _) = soon(frame(&mut stream)).await.unwrap();
+        if kind == HEADERS {
+            heads += 1;
+            without_body += usize::from(flags & END_STREAM != 0);
+        }
+    }
+    assert_eq!(without_body, 2);
 }
 
 #[tokio::test]

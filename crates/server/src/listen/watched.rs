@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::activity::Part;
@@ -22,6 +23,7 @@ pub(super) struct Watched<B> {
     direction: Direction,
     is_waiting: bool,
     part: Part,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,16 +37,16 @@ enum Direction {
 impl<B> Watched<B> {
     /// The body of a request.
     pub(super) fn request(body: B, part: Part) -> Self {
-        Self::new(body, Direction::In, part)
+        Self::new(body, Direction::In, part, None)
     }
 
-    /// The body of a response.
-    pub(super) fn response(body: B, part: Part) -> Self {
-        Self::new(body, Direction::Out, part)
+    /// The body of a response, which holds this place.
+    pub(super) fn response(body: B, part: Part, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self::new(body, Direction::Out, part, place)
     }
 
-    fn new(body: B, direction: Direction, part: Part) -> Self {
-        Self { body, rest: Bytes::new(), direction, is_waiting: false, part }
+    fn new(body: B, direction: Direction, part: Part, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { body, rest: Bytes::new(), direction, is_waiting: false, part, _place: place }
     }
 
     /// The next part of a frame that is larger than one. It is a copy: a slice would keep the whole frame in memory for as long

@@ -16,6 +16,9 @@ use crate::caller::caller_of;
 const MAX_UNREAD_BYTES: u64 = 16 << 20;
 /// The requests of one pool that may wait.
 const MAX_WAITING: usize = 1024;
+/// The bodies of one pool that may arrive at once, with or without memory: each takes a task and a buffer of its connection. If there
+/// are more, the one that has made no progress for the longest time gives up.
+const MAX_ARRIVING: usize = 1024;
 /// The first and the largest step in which a large body reserves its memory, in bytes.
 const FIRST_STEP: u64 = 32 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
@@ -58,6 +61,8 @@ struct Body {
     need: u64,
     held: u64,
     is_complete: bool,
+    /// Whether it is to give up because too many others arrive.
+    is_excess: bool,
     pace: Pace,
     /// Its place among those that wait, since its first bytes arrived.
     rank: Option<Instant>,
@@ -121,6 +126,9 @@ impl Pool {
         pace: Duration,
         connection: Option<SocketAddr>,
     ) -> (u64, Arc<Notify>) {
+        if self.bodies.len() >= MAX_ARRIVING {
+            self.end_slowest();
+        }
         let (number, late) = (self.next, Arc::<Notify>::default());
         self.next += 1;
         let body = Body {
@@ -128,6 +136,7 @@ impl Pool {
             need: need.min(self.capacity),
             held: 0,
             is_complete: false,
+            is_excess: false,
             pace: Pace::new(need, pace),
             rank: None,
             wanted: None,
@@ -237,6 +246,16 @@ impl Pool {
             if is_pool_blocked || callers.contains(&body.caller()) {
                 body.late.notify_one();
             }
+        }
+    }
+
+    /// Tells the body that has made no progress for the longest time to give up.
+    fn end_slowest(&mut self) {
+        let arriving = self.bodies.values_mut();
+        let arriving = arriving.filter(|body| !body.is_complete && !body.is_excess && body.wanted.is_none());
+        if let Some(slowest) = arriving.min_by_key(|body| body.pace.last_progress()) {
+            slowest.is_excess = true;
+            slowest.late.notify_one();
         }
     }
 
@@ -362,8 +381,9 @@ impl Pool {
 }
 
 impl Body {
-    /// Whether it holds memory, waits for its sender, and is too slow.
+    /// Whether it is to give up: it holds memory, waits for its sender, and is too slow, or too many others arrive.
     fn is_late(&self) -> bool {
-        self.held > 0 && !self.is_complete && self.wanted.is_none() && self.pace.is_late()
+        let is_slow = self.held > 0 && self.wanted.is_none() && self.pace.is_late();
+        !self.is_complete && (is_slow || self.is_excess)
     }
 }

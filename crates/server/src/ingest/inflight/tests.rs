@@ -191,6 +191,23 @@ async fn a_body_that_goes_on_is_not_too_slow() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn if_too_many_bodies_arrive_the_slowest_gives_up() {
+    let budget = budget();
+    let silent: Vec<_> = (0..1024).map(|_| begin(&budget, 10 * KIB, 1)).collect();
+    tokio::time::advance(Duration::from_millis(10)).await;
+    assert!(silent[0].grow_to(KIB).is_none(), "it makes progress");
+    assert!(silent[0].needed_by_others().now_or_never().is_none());
+    silent[2].complete(0);
+    let one_more = begin(&budget, 10 * KIB, 2);
+    silent[1].needed_by_others().await;
+    for other in [&silent[0], &silent[2], &silent[3], &one_more] {
+        assert!(other.needed_by_others().now_or_never().is_none());
+    }
+    let _another = begin(&budget, 10 * KIB, 2);
+    silent[3].needed_by_others().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_stops_waiting_leaves_its_queue() {
     let budget = budget();
     let held = arrived(&budget, 20 * MIB, 1, 1);
