@@ -55,7 +55,7 @@ const EVICTED_TIMEOUT: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// The header of a request at most, in bytes. GitHub's is about 1 KB.
-const HEADER_BYTES: usize = 64 << 10;
+const HEADER_BYTES: usize = 16 << 10;
 /// What HTTP/2 may buffer on the way in, per stream and per connection, in bytes: anybody may fill it.
 const STREAM_WINDOW: u32 = UNREAD_BYTES;
 /// Two streams more than may wait for memory unread: those must not hold up the others.

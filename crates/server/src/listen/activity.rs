@@ -52,6 +52,8 @@ pub(super) struct Activity {
 #[derive(Debug)]
 pub(super) struct State {
     has_begun: bool,
+    /// Whether a request was authenticated, or brought a webhook that was accepted.
+    is_proven: bool,
     is_http1: bool,
     /// Requests under way: their handlers and the bodies that still exist.
     parts: usize,
@@ -76,6 +78,7 @@ impl Activity {
     pub(super) fn new(limit: Arc<ConnectionLimit>, caller: IpAddr) -> Self {
         let state = State {
             has_begun: false,
+            is_proven: false,
             is_http1: false,
             parts: 0,
             authenticated: 0,
@@ -200,7 +203,7 @@ impl Activity {
         if parts == 0 {
             self.limit_changed.notify_one();
         }
-        if rank == Some(Rank::Idle) {
+        if matches!(rank, Some(Rank::Idle | Rank::IdleUnproven)) {
             self.limit.relieve();
         }
     }
@@ -232,7 +235,11 @@ impl State {
         if self.webhooks > 0 || self.parts == 0 && (self.head_began.is_some() || self.is_closing) {
             return Some(Rank::Busy);
         }
-        Some(if self.parts > 0 { Rank::Unproven } else { Rank::Idle })
+        Some(match (self.parts, self.is_proven) {
+            (0, true) => Rank::Idle,
+            (0, false) => Rank::IdleUnproven,
+            _ => Rank::Unproven,
+        })
     }
 
     /// When the silence has lasted too long, if nothing moves until then.
@@ -287,6 +294,8 @@ impl RequestUnderWay {
 
 impl Drop for RequestUnderWay {
     fn drop(&mut self) {
+        let standing = *self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.activity.state().is_proven |= standing == Standing::Authenticated;
         self.is_from(Standing::Unproven);
         self.activity.ended(self.activity.state());
     }

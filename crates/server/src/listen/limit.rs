@@ -15,6 +15,9 @@ use crate::caller::caller_of;
 const FIRST_REQUEST_TIME: Duration = Duration::from_secs(2);
 /// A request may take this long before it counts as one that is not authenticated: the server has looked at its token by then.
 const UNPROVEN_TIME: Duration = Duration::from_secs(1);
+/// The connections that have shown nothing, between requests or during one. If there are more, the one that has been there for the
+/// longest time ends: over HTTP/2, each takes some 45 KiB.
+const MAX_UNPROVEN: usize = 512;
 /// One in so many places is for connections that are that new, while there are free places.
 const SPARED_DIVISOR: usize = 20;
 /// The places that one caller may have at least, so that a small listener serves one proxy.
@@ -42,6 +45,8 @@ struct State {
     /// The connections that may end, in the order in which they do.
     queue: BTreeMap<Key, Queued>,
     next: u64,
+    /// How many of the queue have shown nothing.
+    unproven: usize,
     /// How many connections each caller has.
     callers: HashMap<IpAddr, usize>,
 }
@@ -61,10 +66,18 @@ pub(super) enum Rank {
     New,
     /// Its requests are not authenticated, and bring no webhook.
     Unproven,
+    /// It has no request under way, and none was authenticated or brought a webhook that was accepted.
+    IdleUnproven,
     /// It has no request under way.
     Idle,
     /// It brings a webhook, or a request begins or ends on it. It ends only if there is no other place at all.
     Busy,
+}
+
+impl Rank {
+    fn is_unproven(self) -> bool {
+        matches!(self, Self::Unproven | Self::IdleUnproven)
+    }
 }
 
 /// A connection's place in the queue.
@@ -169,12 +182,18 @@ impl ConnectionLimit {
         state.next += 1;
         let queued = Queued { since: Instant::now(), caller: caller_of(address), evicted };
         state.queue.insert(key, queued);
+        state.unproven += usize::from(rank.is_unproven());
+        if state.unproven > MAX_UNPROVEN
+            && let Some(longest) = state.longest_unproven()
+        {
+            longest.evicted.cancel();
+        }
         key
     }
 
     /// The connection may not end any more.
     pub(super) fn dequeue(&self, key: Key) {
-        self.state().queue.remove(&key);
+        self.state().remove(key);
     }
 
     /// Never held across a wait.
@@ -211,10 +230,24 @@ impl State {
         let next = connections.find(|(key, queued)| match key.rank {
             Rank::New => is_flood,
             Rank::Unproven => queued.since.elapsed() >= UNPROVEN_TIME,
-            Rank::Idle | Rank::Busy => key.rank <= last,
+            Rank::IdleUnproven | Rank::Idle | Rank::Busy => key.rank <= last,
         });
         let key = *next?.0;
-        self.queue.remove(&key)
+        self.remove(key)
+    }
+
+    /// Takes out the connection that has shown nothing for the longest time, also an idle one.
+    fn longest_unproven(&mut self) -> Option<Queued> {
+        let unproven = self.queue.iter().filter(|(key, _)| key.rank.is_unproven());
+        let (key, longest) = unproven.min_by_key(|(_, queued)| queued.since)?;
+        let key = (longest.since.elapsed() >= UNPROVEN_TIME).then_some(*key)?;
+        self.remove(key)
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Queued> {
+        let removed = self.queue.remove(&key)?;
+        self.unproven -= usize::from(key.rank.is_unproven());
+        Some(removed)
     }
 }
 
@@ -301,6 +334,26 @@ mod tests {
         drop((places, over));
         assert!(limit.state().callers.is_empty());
         assert_eq!(limit.places.available_permits(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_have_shown_nothing_are_few() {
+        let limit = ConnectionLimit::new(4096);
+        let tokens: Vec<_> = (0..=MAX_UNPROVEN).map(|_| CancellationToken::new()).collect();
+        let proven = CancellationToken::new();
+        limit.enqueue(Rank::Idle, ADDRESS, proven.clone());
+        for (number, token) in tokens.iter().enumerate() {
+            let rank = if number % 2 == 0 { Rank::IdleUnproven } else { Rank::Unproven };
+            limit.enqueue(rank, ADDRESS, token.clone());
+            tokio::time::advance(Duration::from_micros(1)).await;
+        }
+        assert!(!tokens.iter().any(CancellationToken::is_cancelled), "they are new");
+        tokio::time::advance(UNPROVEN_TIME).await;
+        for ended in 0..2 {
+            limit.enqueue(Rank::Unproven, ADDRESS, CancellationToken::new());
+            assert!(tokens[ended].is_cancelled() && !tokens[ended + 1].is_cancelled());
+        }
+        assert!(!proven.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]

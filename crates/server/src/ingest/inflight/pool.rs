@@ -249,11 +249,11 @@ impl Pool {
         }
     }
 
-    /// Tells the body that has made no progress for the longest time to give up.
+    /// Tells the body that has made no progress for the longest time to give up, first one of which nothing has arrived.
     fn end_slowest(&mut self) {
         let arriving = self.bodies.values_mut();
         let arriving = arriving.filter(|body| !body.is_complete && !body.is_excess && body.wanted.is_none());
-        if let Some(slowest) = arriving.min_by_key(|body| body.pace.last_progress()) {
+        if let Some(slowest) = arriving.min_by_key(|body| (body.held > 0, body.pace.last_progress())) {
             slowest.is_excess = true;
             slowest.late.notify_one();
         }
