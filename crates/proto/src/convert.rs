@@ -36,8 +36,8 @@ pub use time::{duration, from_duration, timestamp};
 use time::{from_timestamp, readable_time};
 
 pub use operator::{
-    Attached, MAX_LISTED, MAX_REDELIVERED, MAX_SHOWN_BODY, RedeliveryRequest, SubscriptionState,
-    WatchlistEntry, WatchlistOrigin,
+    Attached, MAX_LISTED, MAX_REDELIVERED, MAX_SHOWN_BODY, MAX_SHOWN_PATTERNS, RedeliveryRequest,
+    SubscriptionState, WatchlistEntry, WatchlistOrigin,
 };
 
 /// The most patterns that one subscription may name.

@@ -92,10 +92,14 @@ fn row(state: &SubscriptionState) -> [String; 10] {
 /// What the client asked for.
 fn wants(attached: &Attached) -> String {
     let repositories: Vec<_> = attached.repositories.iter().map(ToString::to_string).collect();
-    match (repositories.join(","), attached.events.join(",")) {
+    let wanted = match (repositories.join(","), attached.events.join(",")) {
         (repositories, events) if repositories.is_empty() && events.is_empty() => "all".into(),
         (repositories, events) if events.is_empty() => repositories,
         (repositories, events) if repositories.is_empty() => events,
         (repositories, events) => format!("{events} of {repositories}"),
+    };
+    match attached.more_patterns {
+        0 => wanted,
+        more => format!("{wanted}, and {more} more"),
     }
 }

@@ -19,6 +19,8 @@ const LISTED: u32 = 100;
 /// The most events that one call delivers again.
 pub const MAX_REDELIVERED: u32 = 10_000;
 
+/// The most repositories, and the most kinds of events, that are shown of a subscription's filter.
+pub const MAX_SHOWN_PATTERNS: usize = 32;
 /// The largest body that is shown with its event. A larger one is fetched alone, part by part.
 pub const MAX_SHOWN_BODY: usize = 1 << 20;
 
@@ -286,6 +288,8 @@ pub struct Attached {
     pub repositories: Vec<RepositoryPattern>,
     /// Kinds of events it asked for; none is all.
     pub events: Vec<String>,
+    /// Patterns that it asked for beyond those: each list ends at [`MAX_SHOWN_PATTERNS`].
+    pub more_patterns: u64,
     /// Events sent and not acknowledged.
     pub unacknowledged: u64,
     /// Events that the client has deferred.
@@ -307,6 +311,7 @@ impl From<&SubscriptionState> for v1::SubscriptionState {
                 peer: attached.peer.clone(),
                 repositories: attached.repositories.iter().map(ToString::to_string).collect(),
                 events: attached.events.clone(),
+                more_patterns: attached.more_patterns,
                 unacknowledged: attached.unacknowledged,
                 deferred: attached.deferred,
                 sent: attached.sent,
@@ -327,6 +332,7 @@ impl TryFrom<v1::SubscriptionState> for SubscriptionState {
                 peer: attached.peer,
                 repositories,
                 events: events.iter().map(ToString::to_string).collect(),
+                more_patterns: attached.more_patterns,
                 unacknowledged: attached.unacknowledged,
                 deferred: attached.deferred,
                 sent: attached.sent,

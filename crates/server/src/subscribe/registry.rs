@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use gitstafette_core::event::{ClientId, Timestamp};
 use gitstafette_core::filter::Filter;
 use gitstafette_core::subscription::Flow;
-use gitstafette_proto::convert::Attached;
+use gitstafette_proto::convert::{Attached, MAX_SHOWN_PATTERNS};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -76,11 +76,14 @@ impl Standing {
 
     fn attached(&self) -> Attached {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Filter { repositories, events } = &*self.filter;
+        let more = |patterns: usize| patterns.saturating_sub(MAX_SHOWN_PATTERNS) as u64;
         Attached {
             since: self.since,
             peer: self.peer.clone(),
-            repositories: self.filter.repositories.clone(),
-            events: self.filter.events.iter().map(ToString::to_string).collect(),
+            repositories: repositories.iter().take(MAX_SHOWN_PATTERNS).cloned().collect(),
+            events: events.iter().take(MAX_SHOWN_PATTERNS).map(ToString::to_string).collect(),
+            more_patterns: more(repositories.len()) + more(events.len()),
             unacknowledged: value(&self.unacknowledged),
             deferred: value(&self.deferred),
             sent: value(&self.sent),

@@ -21,6 +21,7 @@ use crate::support::*;
 
 mod asking;
 mod follow;
+mod redeliver;
 mod relays;
 mod show;
 mod subscriptions;

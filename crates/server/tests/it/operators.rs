@@ -25,7 +25,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::admin::{ADMIN, Operator};
 use crate::listening::Gated;
-use crate::streams::{channel, subscribe, with_token};
+use crate::streams::{channel, open, subscribe, with_token};
 use crate::support::{Sender, TOKEN, TestServer, http_client, payload, settings, soon};
 
 async fn calls(server: &TestServer) -> GitstafetteClient<Channel> {
@@ -276,4 +276,22 @@ async fn unread_answers_have_a_bound() {
     let collected = soon(answer.into_body().collect()).await.unwrap();
     assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
     assert!(collected.to_bytes().len() > 1_000_000);
+}
+
+/// A filter with many patterns does not make the list of subscriptions large.
+#[tokio::test]
+async fn a_list_of_subscriptions_shows_some_patterns_of_each() {
+    let server = TestServer::start(ADMIN).await;
+    let wanted = v1::Subscription {
+        client_id: "a".into(),
+        repositories: (1..=100).map(|number| format!("octo-harbor/{number}")).collect(),
+        events: (1..=40).map(|number| format!("event-{number}")).collect(),
+        ..v1::Subscription::default()
+    };
+    let mut stream = open(&server, Some(TOKEN), Some(Wire::Subscription(wanted))).await.unwrap();
+    stream.next().await.unwrap();
+    let listed = Operator::of(&server).get("/v1/subscriptions").await;
+    let attached = &listed["subscriptions"][0]["attached"];
+    let length = |key: &str| attached[key].as_array().unwrap().len();
+    assert_eq!((length("repositories"), length("events"), &attached["morePatterns"]), (32, 32, &json!(76)));
 }
