@@ -49,6 +49,10 @@ pub(super) struct Pool {
     /// What the bodies of each caller need that hold something.
     callers: HashMap<Option<IpAddr>, u64>,
     bodies: BTreeMap<u64, Body>,
+    /// Those of which nothing has arrived, in the order in which they began.
+    silent: BTreeSet<u64>,
+    /// Those that were told to give up because too many others arrive.
+    excess: usize,
     next: u64,
     /// Those that wait, in the order in which they are served.
     waiting: BTreeSet<(Instant, u64)>,
@@ -109,6 +113,8 @@ impl Pool {
             needed: 0,
             callers: HashMap::new(),
             bodies: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            excess: 0,
             next: 0,
             waiting: BTreeSet::new(),
             relieved: None,
@@ -126,7 +132,7 @@ impl Pool {
         pace: Duration,
         connection: Option<SocketAddr>,
     ) -> (u64, Arc<Notify>) {
-        if self.bodies.len() >= MAX_ARRIVING {
+        if self.bodies.len() - self.excess >= MAX_ARRIVING {
             self.end_slowest();
         }
         let (number, late) = (self.next, Arc::<Notify>::default());
@@ -143,6 +149,7 @@ impl Pool {
             late: Arc::clone(&late),
         };
         self.bodies.insert(number, body);
+        self.silent.insert(number);
         (number, late)
     }
 
@@ -152,6 +159,7 @@ impl Pool {
         let body = self.bodies.get_mut(&number)?;
         if body.rank.is_none() {
             body.pace.begin();
+            self.silent.remove(&number);
         }
         body.pace.arrive(received);
         let received = received.min(body.need);
@@ -183,6 +191,7 @@ impl Pool {
     pub(super) fn complete(&mut self, number: u64, bytes: u64) {
         let Some(body) = self.bodies.get_mut(&number) else { return };
         body.is_complete = true;
+        self.silent.remove(&number);
         if body.held == 0 {
             return;
         }
@@ -198,7 +207,9 @@ impl Pool {
     /// Removes a body.
     pub(super) fn end(&mut self, number: u64) {
         self.stop_waiting(number);
+        self.silent.remove(&number);
         let Some(body) = self.bodies.remove(&number) else { return };
+        self.excess -= usize::from(body.is_excess);
         if body.held > 0 {
             self.held -= body.held;
             self.release(body.caller(), body.need, true);
@@ -251,11 +262,17 @@ impl Pool {
 
     /// Tells the body that has made no progress for the longest time to give up, first one of which nothing has arrived.
     fn end_slowest(&mut self) {
-        let arriving = self.bodies.values_mut();
-        let arriving = arriving.filter(|body| !body.is_complete && !body.is_excess && body.wanted.is_none());
-        if let Some(slowest) = arriving.min_by_key(|body| (body.held > 0, body.pace.last_progress())) {
-            slowest.is_excess = true;
-            slowest.late.notify_one();
+        let slowest = self.silent.pop_first().or_else(|| {
+            let arriving = self
+                .bodies
+                .iter()
+                .filter(|(_, body)| !body.is_complete && !body.is_excess && body.wanted.is_none());
+            arriving.min_by_key(|(_, body)| body.pace.last_progress()).map(|(number, _)| *number)
+        });
+        if let Some(body) = slowest.and_then(|number| self.bodies.get_mut(&number)) {
+            body.is_excess = true;
+            self.excess += 1;
+            body.late.notify_one();
         }
     }
 
