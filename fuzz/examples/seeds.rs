@@ -9,8 +9,8 @@ use gitstafette_proto::v1::subscribe_request::Request;
 use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::subscription::Start;
 use gitstafette_proto::v1::{
-    Acknowledgement, Acknowledgements, GoAway, Heartbeat, Latest, Outcome, OutcomeResult, Receipt, Run, Started,
-    SubscribeRequest, SubscribeResponse, Subscription,
+    Acknowledgement, Acknowledgements, GoAway, Heartbeat, Latest, Outcome, OutcomeResult, Receipt, Run,
+    Started, SubscribeRequest, SubscribeResponse, Subscription,
 };
 use prost::Message;
 use prost_types::{Duration, Timestamp};

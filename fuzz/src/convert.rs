@@ -9,8 +9,8 @@ use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::{Acknowledgement, Listed, Listing};
 use gitstafette_core::text::is_showable;
 use gitstafette_proto::convert::{
-    from_first_attempts,    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, RelayState, Subscription, SubscriptionState,
-    WatchlistEntry, WireError,
+    self, MAX_DETAIL_BYTES, MAX_PATTERNS, RedeliveryRequest, RelayState, Subscription, SubscriptionState,
+    WatchlistEntry, WireError, from_first_attempts,
 };
 use gitstafette_proto::v1;
 use gitstafette_proto::v1::subscribe_request::Request;

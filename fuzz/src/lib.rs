@@ -7,6 +7,7 @@ use gitstafette_core::text::is_steering;
 pub mod convert;
 pub mod filter;
 pub mod payload;
+pub mod sessions;
 pub mod webhook;
 
 /// Panics where text from outside could steer a terminal or forge a line of a log: errors are logged as they are.

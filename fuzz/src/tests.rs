@@ -8,7 +8,7 @@ use gitstafette_proto::v1::subscribe_response::Response;
 use gitstafette_proto::v1::{Event, SubscribeRequest, SubscribeResponse};
 use prost::Message;
 
-use crate::{convert, filter, payload, webhook};
+use crate::{convert, filter, payload, sessions, webhook};
 
 /// The seeds of a target with their names.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -48,6 +48,12 @@ fn conversions_hold() {
     for (_, seed) in seeds("convert") {
         convert::run(&seed);
     }
+}
+
+#[test]
+fn sessions_hold() {
+    let events: usize = seeds("sessions").iter().map(|(_, seed)| sessions::run(seed)).sum();
+    assert!(events > 0, "the seeds make the server send events");
 }
 
 #[test]

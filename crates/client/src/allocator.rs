@@ -11,7 +11,7 @@ use std::process::Command;
 /// Read by glibc at the start of a process. Setting it, to whatever, is the operator's way to have none of this.
 const VARIABLE: &str = "MALLOC_MMAP_THRESHOLD_";
 /// From this size on, in bytes, a buffer is mapped on its own: larger than all that is common.
-const THRESHOLD: &str = "1048576";
+const THRESHOLD: &str = "131072";
 /// Says that this was done: glibc removes its own variable from a program with privileges, and then this would go on for
 /// ever.
 const DONE: &str = "_GITSTAFETTE_STARTED";

@@ -1,7 +1,6 @@
 //! The server as a whole: bind, report the addresses, run, drain.
 
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,8 @@ use crate::compat::{self, Compat};
 use crate::info::InfoService;
 use crate::ingest::{self, BodyReader, Ingest, IngestLimits};
 use crate::listen::{
-    Address, BindError, ConnectionLimit, Ending, Listener, Security, Timeouts, bind, local_address,
+    Address, BindError, ConnectionLimit, Ending, Listener, MAX_CALLS, MAX_WEBHOOKS, Security, Timeouts, bind,
+    local_address,
 };
 use crate::metrics::Metrics;
 use crate::open_files::ConnectionLimits;
@@ -38,6 +38,7 @@ use crate::relay::{Intake, RelayOptions, Relaying, Relays};
 use crate::service::Service;
 use crate::streaming;
 use crate::subscribe::{Registry, StreamOptions, Subscriptions, Traffic};
+use crate::tls::{PlainWebhooks, ServerTls};
 use crate::watchlist::LiveWatchlist;
 
 /// The services whose health is told, beside the empty name, which is the whole server.
@@ -106,37 +107,6 @@ pub enum Listeners {
     },
 }
 
-/// TLS of the listeners.
-#[derive(Clone, Debug)]
-pub struct ServerTls {
-    /// Certificate, key and, if client certificates are wanted, the CA that signs them.
-    pub config: Arc<rustls::ServerConfig>,
-    /// Whether the webhook listener takes plain text, too. A listener that serves gRPC never does.
-    pub plain_webhooks: PlainWebhooks,
-}
-
-/// What the webhook listener does with a request in plain text when there is TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlainWebhooks {
-    /// Takes it: a proxy in front of the port may speak plain text, as the Go implementation's always did.
-    Taken,
-    /// Closes the connection.
-    Refused,
-}
-
-impl FromStr for PlainWebhooks {
-    type Err = &'static str;
-
-    /// The setting `http-tls`.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "detect" => Ok(Self::Taken),
-            "required" => Ok(Self::Refused),
-            _ => Err("it is detect or required"),
-        }
-    }
-}
-
 /// The addresses that a server is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
@@ -202,11 +172,12 @@ impl Server {
         let ingest = Arc::new(shared.ingest(&options));
         let http_router = ingest::router(Arc::clone(&ingest));
         let limits = ConnectionLimits::new(&options);
-        let listener = |tcp, security, router: Router, most| Listener {
+        let listener = |tcp, security, router: Router, most, max_streams| Listener {
             tcp,
             security,
             router,
             limit: Arc::new(ConnectionLimit::new(most)),
+            max_streams,
             timeouts: Timeouts::new(options.idle_timeout),
         };
         let (mut listeners, mut addresses, apart) = match options.listeners {
@@ -216,7 +187,7 @@ impl Server {
                 let router = http_router.merge(shared.grpc(&options, at, &health_service, ingest));
                 let router = router.fallback(ingest::not_found);
                 (
-                    vec![listener(tcp, grpc_security(&options), router, limits.public)],
+                    vec![listener(tcp, grpc_security(&options), router, limits.public, MAX_CALLS)],
                     Addresses::new(at, at),
                     health,
                 )
@@ -229,8 +200,8 @@ impl Server {
                 let grpc_router = grpc_router.fallback(ingest::not_found);
                 let http_router = http_router.fallback(ingest::not_found);
                 let both = vec![
-                    listener(http_tcp, http_security(&options), http_router, limits.public),
-                    listener(grpc_tcp, grpc_security(&options), grpc_router, limits.public),
+                    listener(http_tcp, http_security(&options), http_router, limits.public, MAX_WEBHOOKS),
+                    listener(grpc_tcp, grpc_security(&options), grpc_router, limits.public, MAX_CALLS),
                 ];
                 (both, Addresses::new(http_at, grpc_at), health)
             }
@@ -241,14 +212,14 @@ impl Server {
             let router =
                 method_guard(&options, &shared.calls).protect(Routes::new(health_service).into_axum_router());
             let router = router.fallback(ingest::not_found);
-            listeners.push(listener(tcp, Security::Plain, router, limits.small));
+            listeners.push(listener(tcp, Security::Plain, router, limits.small, MAX_CALLS));
         }
         if let Some(address) = options.admin {
             let tcp = bind(address, "the admin interface").await?;
             addresses.admin = Some(local_address(&tcp, address)?);
             let router =
                 admin::router(Arc::clone(&shared.admin), options.clients.clone(), shared.calls.clone());
-            listeners.push(listener(tcp, Security::Plain, router, limits.small));
+            listeners.push(listener(tcp, Security::Plain, router, limits.small, MAX_CALLS));
         }
         let Shared { store, relays, relaying, subscriptions, tasks, ending, .. } = shared;
         let drain_timeout = options.drain_timeout;

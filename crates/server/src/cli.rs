@@ -105,7 +105,7 @@ pub struct Flags {
     /// Answer a webhook within this time: wait for memory, read the body, commit [default: 8s]
     #[arg(long, value_name = "DURATION", help_heading = "Limits")]
     pub request_timeout: Option<String>,
-    /// Serve so many connections at once on each port [default: 4096]
+    /// Serve so many connections at once on each port [default: 1024]
     #[arg(long, value_name = "COUNT", help_heading = "Limits")]
     pub max_connections: Option<String>,
     /// Keep a connection open for so long between two requests [default: 650s]

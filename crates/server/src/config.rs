@@ -15,13 +15,13 @@ use gitstafette_core::text::is_showable;
 use gitstafette_core::verify::GitHubSignature;
 use gitstafette_proto::MAX_BODY_BYTES;
 
-use crate::app::{Listeners, PlainWebhooks, ServerOptions, ServerTls};
+use crate::app::{Listeners, ServerOptions};
 use crate::auth::ClientAuth;
 use crate::ingest::IngestLimits;
 use crate::listen::Address;
 use crate::relay::{self, RelayOptions};
 use crate::subscribe::StreamOptions;
-use crate::tls::server_config;
+use crate::tls::{PlainWebhooks, ServerTls, server_config};
 use crate::watchlist::MAX_ENTRIES;
 
 /// The default file: every key with its comment.

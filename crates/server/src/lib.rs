@@ -49,9 +49,10 @@ mod tls;
 mod watchlist;
 mod whole_number;
 
-pub use app::{Addresses, Listeners, PlainWebhooks, RunError, Server, ServerOptions, ServerTls};
+pub use app::{Addresses, Listeners, RunError, Server, ServerOptions};
 pub use auth::ClientAuth;
 pub use ingest::IngestLimits;
 pub use listen::{Address, BindError};
 pub use relay::{Neighbour, RelayOptions};
 pub use subscribe::StreamOptions;
+pub use tls::{PlainWebhooks, ServerTls};

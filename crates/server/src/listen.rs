@@ -62,8 +62,12 @@ const STREAM_WINDOW: u32 = UNREAD_BYTES;
 const CONNECTION_WINDOW: u32 = (MAX_WAITING_PER_CONNECTION + 2) * STREAM_WINDOW;
 /// What HTTP/2 may buffer on the way out, per stream, in bytes.
 const SEND_BUFFER: usize = 64 << 10;
-/// Calls on one HTTP/2 connection at once.
-const MAX_STREAMS: u32 = 256;
+/// Streams of one HTTP/2 connection at once, where it carries gRPC: a client has one for each subscription. RFC 9113 §6.5.2
+/// recommends 100 at least.
+pub(crate) const MAX_CALLS: u32 = 100;
+/// The same where it carries only webhooks. A stream takes about 6 KiB, and anybody may open one. Proxies with more webhooks at
+/// once open more connections.
+pub(crate) const MAX_WEBHOOKS: u32 = 16;
 /// The wait after a failed accept (out of file descriptors): without it the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -136,6 +140,8 @@ pub(crate) struct Listener {
     pub(crate) router: Router,
     /// Its own: a flood on one listener leaves the others their connections.
     pub(crate) limit: Arc<ConnectionLimit>,
+    /// Streams of one HTTP/2 connection at once.
+    pub(crate) max_streams: u32,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -193,6 +199,7 @@ impl Listener {
         Connection {
             security: self.security.clone(),
             router: self.router.clone(),
+            max_streams: self.max_streams,
             timeouts: self.timeouts,
             tasks: tasks.clone(),
             ending: ending.clone(),
@@ -206,6 +213,7 @@ impl Listener {
 struct Connection {
     security: Security,
     router: Router,
+    max_streams: u32,
     timeouts: Timeouts,
     tasks: TaskTracker,
     ending: Ending,
@@ -339,7 +347,7 @@ impl Connection {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(self.max_streams)
             .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

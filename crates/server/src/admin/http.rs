@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -22,13 +22,12 @@ use gitstafette_proto::convert::{
     MAX_LISTED, MAX_PATTERNS, MAX_REDELIVERED, RedeliveryRequest, RelayState, SubscriptionState,
     WatchlistEntry, WireError, target_name,
 };
-use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::checked::Checked;
 use super::redeliver::{Progress, RedeliveryError};
 use super::{Admin, Form, RemoveError, ShowError, Shown, missing};
 use crate::answers::Answers;
@@ -121,36 +120,6 @@ fn is_local(headers: &HeaderMap) -> bool {
         host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
     });
     named && !headers.contains_key(header::ORIGIN)
-}
-
-/// What a request carries; what is wrong with it is told as a problem.
-struct Checked<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Checked<Query<T>> {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let query = Query::from_request_parts(parts, state).await;
-        query.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
-    }
-}
-
-impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Checked<Path<T>> {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let path = Path::from_request_parts(parts, state).await;
-        path.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
-    }
-}
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Checked<Json<T>> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let json = Json::from_request(request, state).await;
-        json.map(Self).map_err(|error| Problem::new(error.status(), error.body_text()))
-    }
 }
 
 impl From<ShowError> for Problem {

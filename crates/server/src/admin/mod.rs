@@ -1,6 +1,7 @@
 //! What operators see and do: the log, redelivery, subscriptions, the store, the watchlist. Over gRPC in `rpc`, as JSON
 //! over HTTP in `http`; both only translate.
 
+mod checked;
 mod http;
 mod redeliver;
 mod rpc;

@@ -17,7 +17,7 @@ const FIRST_REQUEST_TIME: Duration = Duration::from_secs(2);
 const UNPROVEN_TIME: Duration = Duration::from_secs(1);
 /// The connections that have shown nothing, between requests or during one. If there are more, the one that has been there for the
 /// longest time ends: over HTTP/2, each takes some 45 KiB.
-const MAX_UNPROVEN: usize = 512;
+const MAX_UNPROVEN: usize = 128;
 /// One in so many places is for connections that are that new, while there are free places.
 const SPARED_DIVISOR: usize = 20;
 /// The places that one caller may have at least, so that a small listener serves one proxy.

@@ -54,7 +54,8 @@ impl Served {
         let served =
             Self { address: tcp.local_addr().unwrap(), tasks: TaskTracker::new(), ending: Ending::default() };
         let limit = Arc::new(ConnectionLimit::new(connections));
-        let listener = Listener { tcp, security: Security::Plain, router, limit, timeouts };
+        let listener =
+            Listener { tcp, security: Security::Plain, router, limit, max_streams: MAX_CALLS, timeouts };
         tokio::spawn(listener.serve(served.tasks.clone(), served.ending.clone()));
         served
     }

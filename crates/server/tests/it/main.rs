@@ -19,6 +19,7 @@ mod fake_server;
 mod floods;
 mod go_flags;
 mod go_wire;
+mod hostile;
 mod ingest;
 mod limits;
 mod listening;

@@ -98,7 +98,7 @@ impl Raw {
     }
 }
 
-async fn fill(folder: &Path, sizes: &[usize]) {
+pub async fn fill(folder: &Path, sizes: &[usize]) {
     let store = SqliteStore::open(folder, Options::default()).unwrap();
     for (number, size) in sizes.iter().enumerate() {
         store.append(testing::webhook(number as u64, "octo-harbor/lighthouse", *size)).await.unwrap();
