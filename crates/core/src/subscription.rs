@@ -147,6 +147,17 @@ impl Flow {
             && !self.ahead.contains(sequence)
     }
 
+    /// Whether the stream may still come to this event, which nobody has acknowledged.
+    pub fn is_to_come(&self, sequence: Sequence, head: Sequence) -> bool {
+        sequence > self.position && sequence <= head && !self.ahead.contains(sequence)
+    }
+
+    /// Notes that so many acknowledgements of events that were not sent cannot count. They use up the same bound as those that
+    /// count: each of them was looked up.
+    pub fn refused_early(&mut self, events: usize) {
+        self.early = self.early.saturating_sub(events);
+    }
+
     /// Notes an acknowledgement of an event up to `head`; `false` if it changes nothing: it came before, or there is no
     /// such event. An event may be acknowledged that this stream has not sent yet: it was sent on an earlier one, and
     /// its target answered meanwhile. There are no more of those than a window has.

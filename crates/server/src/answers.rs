@@ -113,10 +113,17 @@ async fn answer_method(
 }
 
 /// An answer that holds its room. However slowly it is read, it is on its way until its body is dropped.
-struct Held {
+pub(crate) struct Held {
     data: Option<Bytes>,
     trailers: Option<HeaderMap>,
     _room: OwnedSemaphorePermit,
+}
+
+impl Held {
+    /// A body of these bytes.
+    pub(crate) fn new(data: Bytes, room: OwnedSemaphorePermit) -> Self {
+        Self { data: Some(data), trailers: None, _room: room }
+    }
 }
 
 impl hyper::body::Body for Held {
@@ -131,8 +138,10 @@ impl hyper::body::Body for Held {
         Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
     }
 
+    /// hyper drops a body at its end, although the peer has not read the last bytes. So it must ask for a frame that does not
+    /// come, which it does when it has room for one.
     fn is_end_stream(&self) -> bool {
-        self.data.as_ref().is_none_or(Bytes::is_empty) && self.trailers.is_none()
+        false
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -470,7 +470,8 @@ impl Shared {
         let router = self.admin.answers.clone().hold_methods(&admin::ANSWERED, router);
         let router =
             router.merge(publish::router(publications)).merge(streams).merge(compat::push_router(ingest));
-        method_guard(options, &self.calls).protect(router)
+        let guarded = method_guard(options, &self.calls).protect(router);
+        guarded.layer(axum::middleware::from_fn(compat::answer_refusals))
     }
 
     fn info(&self, options: &ServerOptions, at: SocketAddr) -> InfoService {

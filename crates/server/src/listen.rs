@@ -67,7 +67,7 @@ const SEND_BUFFER: usize = 64 << 10;
 pub(crate) const MAX_CALLS: u32 = 100;
 /// The same where it carries only webhooks. A stream takes about 6 KiB, and anybody may open one. Proxies with more webhooks at
 /// once open more connections.
-pub(crate) const MAX_WEBHOOKS: u32 = 16;
+pub(crate) const MAX_WEBHOOKS: u32 = 24;
 /// The wait after a failed accept (out of file descriptors): without it the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

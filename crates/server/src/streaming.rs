@@ -92,7 +92,7 @@ where
     Request::from_http(request.map(decode))
 }
 
-fn respond<M: Message + 'static>(
+pub(crate) fn respond<M: Message + 'static>(
     response: Result<Response<impl Stream<Item = Result<M, Status>> + Send + Unpin + 'static>, Status>,
     progress: Arc<SendProgress>,
 ) -> http::Response<tonic::body::Body> {

@@ -23,14 +23,12 @@ use gitstafette_proto::convert::{
     WatchlistEntry, WireError, target_name,
 };
 use http::{HeaderMap, StatusCode, header};
-use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::checked::Checked;
 use super::redeliver::{Progress, RedeliveryError};
 use super::{Admin, Form, RemoveError, ShowError, Shown, missing};
-use crate::answers::Answers;
+use crate::answers::{Answers, Held};
 use crate::auth::{CallLimits, ClientAuth};
 use crate::ingest::Problem;
 use crate::listen::Caller;
@@ -262,17 +260,8 @@ async fn show_body(
         shown.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, missing(sequence)))?;
     let headers =
         [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-    Ok(holding(share, (headers, event.webhook.body.clone()).into_response()))
-}
-
-/// A response that holds its share of what is shown. However slowly it is read, it is on its way until its body is dropped.
-fn holding(share: OwnedSemaphorePermit, response: Response) -> Response {
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _held = &share;
-            frame
-        }))
-    })
+    // The share is held until the caller has read the body.
+    Ok((headers, Body::new(Held::new(event.webhook.body.clone(), share))).into_response())
 }
 
 /// Server-sent events (WHATWG HTML, "Server-sent events"): one a webhook, its data an entry. A browser that comes again

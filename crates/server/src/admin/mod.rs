@@ -37,7 +37,7 @@ pub(crate) const ANSWERS_BYTES: usize = 16 << 20;
 /// What one of them takes while it is made, about: a page of a listing is there three times.
 pub(crate) const RESERVED_BYTES: u32 = 4 << 20;
 /// The gRPC methods whose answers are counted: all of the operators' that are no streams.
-pub(crate) const ANSWERED: [&str; 8] = [
+pub(crate) const ANSWERED: [&str; 9] = [
     "/gitstafette.v1.Gitstafette/ListEvents",
     "/gitstafette.v1.Gitstafette/ShowEvent",
     "/gitstafette.v1.Gitstafette/ListSubscriptions",
@@ -46,6 +46,7 @@ pub(crate) const ANSWERED: [&str; 8] = [
     "/gitstafette.v1.Gitstafette/ChangeWatchlist",
     "/gitstafette.v1.Gitstafette/ListRelays",
     "/gitstafette.v1.Gitstafette/RemoveSubscription",
+    "/gitstafette.v1.Gitstafette/ReleaseSubscription",
 ];
 /// How long a caller waits for others whose events are shown.
 const SHOWN_WAIT: Duration = Duration::from_secs(10);

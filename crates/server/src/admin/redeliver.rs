@@ -152,7 +152,7 @@ impl Redelivery {
         let store = &self.admin.store;
         let appended =
             join_all(copies.iter().map(|(entry, to)| store.redeliver(entry.sequence, to.clone()))).await;
-        let (mut redelivered, mut failed) = (Vec::new(), None);
+        let (mut redelivered, mut failed, mut damaged) = (Vec::new(), None, None);
         for ((entry, _), appended) in copies.iter().zip(appended) {
             match appended {
                 Ok(Some(copy)) => {
@@ -163,6 +163,7 @@ impl Redelivery {
                 // It does not keep the others from being redelivered.
                 Err(error @ StoreError::DamagedEvent { .. }) if !self.request.is_for_one_event() => {
                     warn!(event.sequence = entry.sequence.get(), reason = %error, "not redelivered");
+                    damaged = Some(entry.sequence);
                 }
                 Err(error) => {
                     failed.get_or_insert((entry.sequence, error));
@@ -173,6 +174,8 @@ impl Redelivery {
             Some((_, error)) if redelivered.is_empty() => return Err(error.into()),
             failed => failed.map(|(sequence, _)| sequence),
         };
+        // A damaged event has no other copies: to begin with it again would never end.
+        let cut_at = cut_at.map(|at| if Some(at) == damaged { at.next() } else { at });
         self.progress.next = failed_at.or(cut_at).or(listed.next);
         self.progress.total += redelivered.len();
         if self.request.is_for_one_event() && self.progress.total == 0 && self.progress.next.is_none() {

@@ -1,5 +1,6 @@
 //! `FetchWebhookEvents`: what an old client asks for becomes a subscription, whose events a courier brings to it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -15,7 +16,7 @@ use tracing::Instrument;
 
 use super::courier::{self, Courier};
 use super::{Compat, cursor_id};
-use crate::subscribe::Subscriber;
+use crate::subscribe::{SendProgress, Subscriber};
 
 /// How often the Go implementation's own client reads a message (`requestInterval` in its cmd/client/main.go), whatever
 /// lies there. At the end of its window it leaves the rest unread.
@@ -48,7 +49,7 @@ impl Compat {
         drop(requests.send(first)); // it is received below
         let cut = subscriber.cut.clone();
         // The connection takes what the courier brings. The courier takes what the subscription sends.
-        let progress = std::mem::take(&mut subscriber.progress);
+        let progress = std::mem::replace(&mut subscriber.progress, Arc::new(SendProgress::of_server()));
         let receiver = UnboundedReceiverStream::new(receiver).map(Ok).boxed();
         let incoming = self.subscriptions.subscribe(subscriber, receiver).await?;
         let (outgoing, messages) = courier::doorstep(progress);

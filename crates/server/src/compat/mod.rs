@@ -17,7 +17,7 @@ use tonic::Status;
 use crate::metrics::Metrics;
 use crate::subscribe::Subscriptions;
 
-pub(crate) use push::router as push_router;
+pub(crate) use push::{answer_refusals, router as push_router};
 
 /// Serves old clients, through subscriptions as new clients have them.
 #[derive(Clone, Debug)]

@@ -8,24 +8,27 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::middleware::Next;
 use axum::routing::post;
 use axum::{Extension, Router};
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, stream};
 use gitstafette_core::classify::Hearsay;
 use gitstafette_core::repository::RepositoryId;
 use gitstafette_core::store::Appended;
 use gitstafette_core::verify::{SignatureError, Unverified};
 use gitstafette_proto::convert::from_go_headers;
 use gitstafette_proto::v1;
+use http::StatusCode;
 use tonic::server::Grpc;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::Instrument;
 
 use crate::auth::{PUSH, Peer, Publisher};
 use crate::ingest::{
     Accepted, Account, CarrierCodec, Counted, Ingest, PING_ANSWER, Problem, Refusal, Seen, Sender, Trust,
 };
+use crate::streaming;
 
 /// The one method, at its path.
 pub(crate) fn router(ingest: Arc<Ingest>) -> Router {
@@ -114,6 +117,24 @@ fn own_body(body: Bytes) -> Bytes {
     if body.len() < LARGE_BYTES { Bytes::copy_from_slice(&body) } else { body }
 }
 
+/// Turns a refusal of a push for want of room into an answer, see [`answer`]. It may come from any layer.
+pub(crate) async fn answer_refusals(request: http::Request<Body>, next: Next) -> http::Response<Body> {
+    let is_push = request.uri().path() == PUSH;
+    let response = next.run(request).await;
+    if is_push { without_refusal(response) } else { response }
+}
+
+fn without_refusal(response: http::Response<Body>) -> http::Response<Body> {
+    let Some(status) = Status::from_header_map(response.headers()) else { return response };
+    if !matches!(status.code(), Code::ResourceExhausted | Code::Unavailable | Code::DeadlineExceeded) {
+        return response;
+    }
+    let refused = Problem::new(StatusCode::SERVICE_UNAVAILABLE, status.message());
+    let message = answer(Err(refused)).into_inner();
+    let messages = stream::iter([Ok(message)]);
+    streaming::respond(Ok(Response::new(messages)), Arc::default()).map(Body::new)
+}
+
 /// What POST /v1/github/ would have answered. Never an error, not even when the store cannot take it: a server of the Go
 /// implementation whose push fails exits, with all that it has in memory.
 fn answer(concluded: Result<Accepted, Problem>) -> Response<v1::WebhookEventPushResponse> {
@@ -146,6 +167,14 @@ fn unauthenticated(problem: Problem) -> Status {
 mod tests {
     use super::*;
     use gitstafette_core::store::StoreError;
+
+    #[test]
+    fn a_refusal_for_want_of_room_is_an_answer() {
+        let refused = without_refusal(Status::resource_exhausted("too many").into_http());
+        assert!(Status::from_header_map(refused.headers()).is_none(), "the call succeeds");
+        let denied = without_refusal(Status::unauthenticated("no token").into_http());
+        assert_eq!(Status::from_header_map(denied.headers()).unwrap().code(), Code::Unauthenticated);
+    }
 
     #[test]
     fn the_servers_own_faults_are_answers_too() {

@@ -11,7 +11,7 @@ use axum::BoxError;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use super::IngestLimits;
@@ -20,6 +20,9 @@ use super::inflight::{InflightBudget, Reservation, pace_of};
 
 /// How long a message may take to arrive once its memory is reserved. Servers relay over slower lines than forges.
 pub(crate) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a call with one message may take to end after its message.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The memory of the message that one call is receiving or storing. Clones share it. It is given back when the message
 /// is settled, at the latest with the last clone.
@@ -200,6 +203,10 @@ impl<B> Counted<B> {
             && message.passed == message.length
         {
             self.account.complete(message.length + PREFIX_BYTES as u64);
+            if let Some(first) = &mut self.first {
+                // A unary call ends right after its message. Until then it holds the memory.
+                first.as_mut().reset(Instant::now() + END_TIMEOUT);
+            }
             self.step = Step::Prefix([0; PREFIX_BYTES], 0);
         }
     }
@@ -227,7 +234,10 @@ impl<B> Counted<B> {
 }
 
 fn late() -> Status {
-    Status::deadline_exceeded(format!("the message did not arrive within {} s", MESSAGE_TIMEOUT.as_secs()))
+    let seconds = MESSAGE_TIMEOUT.as_secs();
+    Status::deadline_exceeded(format!(
+        "the message, or the end of the call, did not arrive in time ({seconds} s)"
+    ))
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Counted<B> {
@@ -425,7 +435,7 @@ mod tests {
         let slow = account(&budget);
         let mut body = counted(&message((4 << 20) - PREFIX_BYTES)[..4_000_000], 4096, &slow);
         assert_eq!(read(&mut body).len(), 4_000_000);
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let other = SocketAddr::from(([192, 0, 2, 99], 1));
         let waiting = budget.begin(4 * MIB, MESSAGE_TIMEOUT, Some(other));
         let growing = waiting.grow_to(1).unwrap();

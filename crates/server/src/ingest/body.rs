@@ -135,9 +135,6 @@ impl BodyReader {
             let capacity = usize::try_from(capacity.min(most)).unwrap_or(usize::MAX);
             bytes.reserve_exact(capacity.saturating_sub(bytes.len()));
             bytes.extend_from_slice(&chunk);
-            if announced == Some(length) {
-                reservation.complete(length);
-            }
         }
         // When its connection is dropped, an HTTP/1.1 body just ends.
         if announced.is_some_and(|length| bytes.len() as u64 != length) {

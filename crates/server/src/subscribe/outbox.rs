@@ -203,6 +203,7 @@ mod tests {
         outbox.progress().ended().await;
         assert!(outbox.turn().await.is_err() || outbox.say(message()).await.is_err());
     }
+
     #[tokio::test]
     async fn the_last_message_waits_for_nobody() {
         let (outbox, outgoing) = outbox(Arc::default());

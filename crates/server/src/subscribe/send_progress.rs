@@ -20,6 +20,16 @@ const SLOWEST: u64 = 64 << 10;
 pub(crate) struct SendProgress {
     state: Mutex<State>,
     gone: CancellationToken,
+    reader: Reader,
+}
+
+/// Who reads the messages of a stream.
+#[derive(Debug, PartialEq, Eq)]
+enum Reader {
+    /// A connection, which is cut if it takes nothing.
+    Connection,
+    /// A part of this server, which has bounds of its own.
+    Server,
 }
 
 #[derive(Debug)]
@@ -33,11 +43,16 @@ struct State {
 impl Default for SendProgress {
     fn default() -> Self {
         let state = State { messages: 0, moved: Instant::now() };
-        Self { state: Mutex::new(state), gone: CancellationToken::new() }
+        Self { state: Mutex::new(state), gone: CancellationToken::new(), reader: Reader::Connection }
     }
 }
 
 impl SendProgress {
+    /// Of a stream that a part of this server reads. It is never cut.
+    pub(crate) fn of_server() -> Self {
+        Self { reader: Reader::Server, ..Self::default() }
+    }
+
     /// The connection is given a message.
     pub(crate) fn queued(&self) {
         let mut state = self.state();
@@ -77,7 +92,7 @@ impl SendProgress {
     /// Whether the peer reads too slowly for a message of so many bytes that others wait for, and that it has since `since`.
     pub(crate) fn is_in_the_way(&self, bytes: u64, since: Instant) -> bool {
         let time = CONTENDED.saturating_add(Duration::from_secs(bytes / SLOWEST));
-        self.stalled_for() >= CONTENDED || since.elapsed() >= time
+        self.reader == Reader::Connection && (self.stalled_for() >= CONTENDED || since.elapsed() >= time)
     }
 
     /// Waits until the connection has taken the end of the stream, or cuts it if it takes nothing.
@@ -93,7 +108,11 @@ impl SendProgress {
 
     fn stalled_for(&self) -> Duration {
         let state = self.state();
-        if state.messages == 0 { Duration::ZERO } else { state.moved.elapsed() }
+        if state.messages == 0 || self.reader == Reader::Server {
+            Duration::ZERO
+        } else {
+            state.moved.elapsed()
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -124,6 +143,15 @@ mod tests {
         progress.taken();
         tokio::time::advance(2 * STALLED).await;
         assert!(!progress.is_stalled(), "it has taken everything");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_of_the_server_is_never_cut() {
+        let progress = SendProgress::of_server();
+        progress.queued();
+        let since = Instant::now();
+        tokio::time::advance(10 * STALLED).await;
+        assert!(!progress.is_stalled() && !progress.is_in_the_way(1, since));
     }
 
     #[tokio::test(start_paused = true)]

@@ -78,7 +78,13 @@ impl Subscriber {
     /// One of this server's relays, to the server at this address.
     pub(crate) fn relay(to: String) -> Self {
         let owner = Owner { label: "relay".to_owned(), max_ids: usize::MAX, current: Arc::default() };
-        Self { from: to, cut: CancellationToken::new(), progress: Arc::default(), owner, is_relay: true }
+        Self {
+            from: to,
+            cut: CancellationToken::new(),
+            progress: Arc::new(SendProgress::of_server()),
+            owner,
+            is_relay: true,
+        }
     }
 }
 

@@ -123,6 +123,7 @@ impl Session {
         };
         if !not_sent.is_empty() {
             let refused = self.not_selected(not_sent).await.map_err(|error| status(&error))?;
+            self.flow().refused_early(refused.len());
             acknowledgements.retain(|one| !refused.contains(&one.sequence));
         }
         let texts = |outcome: &Outcome| OUTCOME_BYTES + outcome.target.len() + outcome.detail.len();
@@ -139,9 +140,9 @@ impl Session {
         &self,
         mut sequences: BTreeSet<Sequence>,
     ) -> Result<BTreeSet<Sequence>, StoreError> {
+        let mut listing = Listing { filter: (*self.filter).clone(), limit: 1, ..Listing::default() };
         for sequence in sequences.clone() {
-            let filter = (*self.filter).clone();
-            let listing = Listing { filter, first: sequence, last: sequence, limit: 1, ..Listing::default() };
+            (listing.first, listing.last) = (sequence, sequence);
             let entries = self.store.list(&listing).await?.entries;
             if entries.iter().any(|entry| entry.address.includes_client(&self.client)) {
                 sequences.remove(&sequence);
@@ -210,6 +211,11 @@ impl Session {
             }
             self.store_batch(acknowledgements).await?;
             batches.clear();
+            {
+                // The server has dropped some early acknowledgements. The client acknowledges those events again when they come.
+                let (flow, head) = (self.flow(), head(&*self.store));
+                receipt.retain(|sequence| !flow.is_to_come(Sequence::new(*sequence), head));
+            }
             if !receipt.is_empty() {
                 self.send_receipt(receipt, rooms).await;
             }

@@ -66,7 +66,7 @@ impl Traffic {
     pub(crate) fn try_share(self: &Arc<Self>, client: &ClientId, bytes: u64) -> Option<Share> {
         let mut state = self.state();
         state.waiting.retain(|waiting| !waiting.admit.is_closed());
-        let is_blocked = state.waiting.iter().any(|waiting| self.is_first(waiting));
+        let is_blocked = state.waiting.iter().any(|waiting| self.is_first(&state, waiting));
         self.admit(&mut state, client, bytes, is_blocked)
     }
 
@@ -103,7 +103,7 @@ impl Traffic {
             let mut next = 0;
             while let Some(waiting) = state.waiting.get(next) {
                 let (client, bytes, is_first) =
-                    (waiting.client.clone(), waiting.bytes, self.is_first(waiting));
+                    (waiting.client.clone(), waiting.bytes, self.is_first(&state, waiting));
                 match self.admit(&mut state, &client, bytes, is_blocked) {
                     Some(share) => admitted.extend(state.waiting.remove(next).map(|one| (one.admit, share))),
                     None => {
@@ -119,9 +119,18 @@ impl Traffic {
         }
     }
 
-    /// Whether no other event may pass this one in the general pool.
-    fn is_first(&self, waiting: &Waiting) -> bool {
-        waiting.bytes > self.small_event() && waiting.since.elapsed() >= PASSED_FOR
+    /// Whether no other event may pass this one in the general pool. An event that waits for its own client's bytes blocks
+    /// nobody.
+    fn is_first(&self, state: &State, waiting: &Waiting) -> bool {
+        waiting.bytes > self.small_event()
+            && waiting.since.elapsed() >= PASSED_FOR
+            && self.has_share(state, &waiting.client, waiting.bytes)
+    }
+
+    /// Whether the client's own share has room for so many bytes.
+    fn has_share(&self, state: &State, client: &ClientId, bytes: u64) -> bool {
+        let own = state.by_client.get(client).copied().unwrap_or(0);
+        own == 0 || own.saturating_add(bytes) <= self.bytes / 4
     }
 
     fn admit(
@@ -131,8 +140,7 @@ impl Traffic {
         bytes: u64,
         is_general_blocked: bool,
     ) -> Option<Share> {
-        let own = state.by_client.get(client).copied().unwrap_or(0);
-        if own > 0 && own.saturating_add(bytes) > self.bytes / 4 {
+        if !self.has_share(state, client, bytes) {
             return None;
         }
         let fits = |used: u64, bound: u64| used == 0 || used.saturating_add(bytes) <= bound;
@@ -255,5 +263,18 @@ mod tests {
         drop(held);
         let state = traffic.state();
         assert_eq!((state.general, state.small, state.by_client.len()), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_for_its_own_share_holds_up_no_other() {
+        let traffic = Arc::new(Traffic::new(32 * MIB));
+        let _held = traffic.try_share(&client(1), 5 * MIB).unwrap();
+        let mut waiting = Box::pin({
+            let traffic = Arc::clone(&traffic);
+            async move { traffic.share(&client(1), 5 * MIB).await }
+        });
+        assert!((&mut waiting).now_or_never().is_none());
+        tokio::time::advance(2 * PASSED_FOR).await;
+        assert!(traffic.try_share(&client(2), 4 * MIB).is_some());
     }
 }

@@ -122,7 +122,6 @@ pub(super) async fn a_second_report_replaces_the_first(store: &impl EventStore) 
     assert_eq!(store.reports(all[0]).await.expect("the reports"), [report("a", second)]);
 }
 
-/// A cursor passes events that a subscription does not select, which nobody acknowledges.
 pub(super) async fn stores_a_bounded_number_of_outcomes(store: &impl EventStore) {
     let (name, sequence) = (client("a"), append(store, 0).await.sequence());
     let failed = |number: u32| Outcome {
@@ -152,6 +151,7 @@ pub(super) async fn stores_a_bounded_number_of_outcomes(store: &impl EventStore)
     assert_eq!(stored.last(), Some(&report("b", outcome("argo", OutcomeResult::Delivered))));
 }
 
+/// A cursor passes events that a subscription does not select, which nobody acknowledges.
 pub(super) async fn passes_over_events_without_acknowledging(store: &impl EventStore) {
     let all = fill(store, 0..5).await;
     acknowledge(store, "a", &[], all[1]).await;
